@@ -1,0 +1,145 @@
+"""Settings of an engine and of a conversation: small frozen dataclasses that validate themselves.
+
+Nothing here knows torch: devices and dtypes are words until the engine starts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from chroma_plugin.errors import ConfigError
+
+DEFAULT_MODEL = "chroma-tiny"
+"""The checkpoint inside this package."""
+RELEASED_MODEL = "FlashLabs/Chroma-4B"
+"""The released weights on the Hugging Face hub."""
+
+DEFAULT_INSTRUCTIONS = (
+    "You are Chroma, an advanced virtual human created by the FlashLabs. You possess the ability "
+    "to understand auditory inputs and generate both text and speech."
+)
+"""The system prompt that the released model was made with."""
+
+DepthPositions = Literal["generate", "training"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _between(owner: str, field: str, value: float, low: float, high: float) -> None:
+    _require(
+        isinstance(value, int | float) and math.isfinite(value) and low <= value <= high,
+        f"{owner}.{field} is {value!r}; it must be a number from {low:g} to {high:g}.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the codes of a reply are drawn. The text is always greedy, as in the released model.
+
+    Attributes:
+        temperature: 0 takes the likeliest code every time; the released default is 1.0.
+        top_k: draw among the k likeliest codes; 0 means all.
+        top_p: draw among the fewest codes whose probabilities add up to p; 1.0 means all.
+        seed: the same seed gives the same speech, whatever else the engine is doing. None
+            draws a new one for each reply.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _between("SamplingParams", "temperature", self.temperature, 0.0, 5.0)
+        _between("SamplingParams", "top_k", self.top_k, 0, 1_000_000)
+        _require(
+            isinstance(self.top_k, int),
+            f"SamplingParams.top_k is {self.top_k!r}; it must be a whole number.",
+        )
+        _between("SamplingParams", "top_p", self.top_p, 0.0, 1.0)
+        _require(self.top_p > 0, "SamplingParams.top_p is 0; use temperature=0 for greedy codes.")
+        if self.seed is not None:
+            _between("SamplingParams", "seed", self.seed, 0, 2**63 - 1)
+
+
+GREEDY = SamplingParams(temperature=0.0, top_k=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine loads and how much it takes on.
+
+    Attributes:
+        model: ``chroma-tiny`` (inside this package), a checkpoint folder, or a hub id.
+        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (bfloat16 on CUDA, float32 elsewhere), ``float32`` or ``bfloat16``. The
+            codec is always float32: in bfloat16 it is audibly wrong.
+        max_replies: conversations that may speak at the same time (rows of the batch).
+        max_sessions: conversations that may be open at the same time.
+        queue_timeout_s: how long a turn, or a new session, waits for room before `EngineBusy`.
+        max_reply_s: a reply is ended cleanly at this length.
+        max_turn_s: what a user says beyond this length in one turn is not heard.
+        thinker_positions: positions a conversation may take in the thinker; the oldest turns
+            are forgotten when it is full (25 positions are a second of user audio).
+        backbone_positions: positions of one reply, voice prompt included; the model was made
+            for 2,048.
+        depth_positions: ``generate`` numbers the depth decoder's positions 0, 0, 1, ..., 6 as the
+            released model's own generation does; ``training`` numbers them 0, 1, ..., 7.
+        repeat_stop_frames: a reply ends when this many frames in a row carry the same codes.
+        voice_cache: voice prompts kept ready; the least recently used goes first.
+        num_threads: CPU threads of torch; None leaves torch's choice.
+    """
+
+    model: str | Path = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_replies: int = 4
+    max_sessions: int = 16
+    queue_timeout_s: float = 5.0
+    max_reply_s: float = 60.0
+    max_turn_s: float = 60.0
+    thinker_positions: int = 4096
+    backbone_positions: int = 2048
+    depth_positions: DepthPositions = "generate"
+    repeat_stop_frames: int = 25
+    voice_cache: int = 32
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check = lambda field, low, high: _between(  # noqa: E731
+            "EngineConfig", field, getattr(self, field), low, high
+        )
+        _require(bool(str(self.model)), "EngineConfig.model is empty; name a folder or a hub id.")
+        _require(
+            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
+            f"EngineConfig.device is {self.device!r}; use auto, cpu, cuda, cuda:N or mps.",
+        )
+        _require(
+            self.dtype in ("auto", "float32", "bfloat16"),
+            f"EngineConfig.dtype is {self.dtype!r}; use auto, float32 or bfloat16.",
+        )
+        _require(
+            self.depth_positions in ("generate", "training"),
+            f"EngineConfig.depth_positions is {self.depth_positions!r}; "
+            "use generate (as the released model speaks) or training.",
+        )
+        check("max_replies", 1, 4096)
+        check("max_sessions", 1, 65536)
+        check("queue_timeout_s", 0.0, 3600.0)
+        check("max_reply_s", 0.08, 3600.0)
+        check("max_turn_s", 0.1, 3600.0)
+        check("thinker_positions", 64, 1_000_000)
+        check("backbone_positions", 64, 1_000_000)
+        check("repeat_stop_frames", 2, 1_000_000)
+        check("voice_cache", 1, 1_000_000)
+        if self.num_threads is not None:
+            check("num_threads", 1, 1024)

@@ -1,0 +1,1 @@
+"""Time: who runs in this step, on which rows."""

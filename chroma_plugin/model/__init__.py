@@ -1,0 +1,1 @@
+"""The paper, as tensors. No session, thread, socket or clock in here."""

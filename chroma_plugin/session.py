@@ -1,0 +1,417 @@
+"""One conversation as its user sees it: `Session` and its history.
+
+This is the seam of the package. Hosts (Pipecat, LiveKit, the server) translate their events to a
+`Session` and back; an engine (in this process, remote or fake) does the work behind it by
+implementing the few methods of `Conversation`. The session keeps the turn numbers, decides what
+was heard, and guarantees what reaches a reader: nothing late, nothing twice, text beside the audio
+in which it is spoken. It knows nothing of tensors, threads or hosts.
+
+Everything here lives on one asyncio event loop; no method blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chroma_plugin.audio import INPUT_RATE_HZ, pcm_to_float
+from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
+from chroma_plugin.errors import AudioError, ConfigError, SessionClosed
+from chroma_plugin.reply import ReplyStream, Sink, TextDelta, Turn, TurnDone
+from chroma_plugin.voice import Voice
+
+log = logging.getLogger(__name__)
+
+MIN_TURN_MS = 100
+"""A user turn shorter than this holds no word and is refused."""
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of a conversation's history.
+
+    Attributes:
+        role: who said it.
+        text: what was said; None for a user's speech that nobody transcribed.
+        audio_ms: how much audio belongs to it; 0 for typed text.
+        turn: the turn it belongs to; 0 for what was there before the first turn.
+    """
+
+    role: Role
+    text: str | None
+    audio_ms: float = 0.0
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRequest:
+    """What an engine is asked to speak.
+
+    Attributes:
+        turn: the number of the turn; unique in its session, growing.
+        voice: whose voice.
+        sampling: how codes are drawn.
+        say: text to speak word for word; None lets the model answer.
+        instructions: added to the session's for this one reply.
+        max_reply_s: the cap on its length; None leaves the engine's.
+    """
+
+    turn: int
+    voice: Voice
+    sampling: SamplingParams
+    say: str | None = None
+    instructions: str | None = None
+    max_reply_s: float | None = None
+
+
+class Conversation(Protocol):
+    """An engine's side of one session. Calls return at once and take effect in order.
+
+    A reply's events go to its sink, on the session's event loop: any number of `TextDelta` and
+    `AudioChunk`, then one `TurnDone` or one `ChromaError`. After `cancel_reply` nothing more needs to
+    come; what still comes is dropped by the session.
+    """
+
+    def push_audio(self, samples: NDArray[np.float32]) -> None:
+        """Hears more of the user's turn: float32 mono at 16 kHz, in [-1, 1]."""
+
+    def clear_audio(self) -> None:
+        """Forgets what was pushed since the last commit."""
+
+    def commit_audio(self) -> None:
+        """Makes what was pushed the user's next message."""
+
+    def add_text(self, role: Role, text: str) -> None:
+        """Appends a message of text."""
+
+    def set_instructions(self, instructions: str) -> None:
+        """Replaces the system prompt."""
+
+    def start_reply(self, request: ReplyRequest, sink: Sink) -> None:
+        """Speaks. The reply's text becomes the assistant's next message as it is made."""
+
+    def cancel_reply(self, turn: int) -> None:
+        """Stops a reply within one frame and frees its row."""
+
+    def keep_reply(self, turn: int, tokens: int) -> None:
+        """Cuts a reply's message to its first tokens; with 0 the message goes."""
+
+    def close(self) -> None:
+        """Ends the conversation and frees what it holds."""
+
+
+class SpeechEngine(Protocol):
+    """What hosts need of an engine: `Engine`, `RemoteEngine` and the tests' fake one have it."""
+
+    async def start(self) -> None:
+        """Makes the engine ready; calling it again is harmless."""
+
+    async def open_session(
+        self,
+        *,
+        voice: Voice | None = None,
+        instructions: str = DEFAULT_INSTRUCTIONS,
+        sampling: SamplingParams | None = None,
+        history: Iterable[Message] = (),
+        max_reply_s: float | None = None,
+    ) -> Session:
+        """Opens a conversation.
+
+        Args:
+            voice: whose voice replies are spoken in; the packaged one if None.
+            instructions: the system prompt.
+            sampling: how codes are drawn; the released defaults if None.
+            history: a conversation to go on with; messages without text are skipped.
+            max_reply_s: a cap on the length of this session's replies, below the engine's.
+
+        Raises:
+            EngineBusy: no room for another session before the deadline.
+            EngineClosed: the engine was not started, or is closed.
+            EngineFailed: the engine is dead.
+        """
+
+    async def close(self) -> None:
+        """Ends every session and frees the engine; calling it again is harmless."""
+
+
+class Session:
+    """One conversation: push what the user says, commit the turn, read the reply.
+
+    Opened by an engine's `open_session`. All methods belong to the event loop that opened it.
+
+    Example:
+        ::
+
+            session = await engine.open_session(voice=voice)
+            session.push_audio(pcm16k)
+            async for event in session.commit_turn():
+                if isinstance(event, AudioChunk):
+                    play(event.pcm)
+
+    At most one reply speaks at a time: asking for another one cancels the first.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        *,
+        voice: Voice,
+        instructions: str,
+        sampling: SamplingParams,
+        history: Iterable[Message] = (),
+        max_reply_s: float | None = None,
+        max_turn_s: float = 60.0,
+    ) -> None:
+        self._conversation = conversation
+        self.voice = voice
+        self.instructions = instructions
+        self.sampling = sampling
+        self._max_reply_s = max_reply_s
+        self._max_turn_ms = max_turn_s * 1000
+        self._numbers = itertools.count(1)
+        self._history: list[Message] = []
+        self._reply: ReplyStream | None = None
+        self._spoken_ms = 0.0  # of the turn that is not committed yet
+        self._heard_ms = 0.0
+        self._closed = False
+        for message in history:
+            if message.text and message.role != "system":
+                self._history.append(replace(message, turn=0))
+                conversation.add_text(message.role, message.text)
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """What was said and heard so far; a reply appears when the engine has made it."""
+        return tuple(self._history)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def reply(self) -> ReplyStream | None:
+        """The newest reply, ended or not."""
+        return self._reply
+
+    # -- what the user says ------------------------------------------------------------------
+
+    def push_audio(self, pcm: bytes | NDArray[np.int16] | NDArray[np.float32]) -> None:
+        """Hears a piece of the user's turn, of any length; it is understood while it comes in.
+
+        Args:
+            pcm: mono at 16 kHz: PCM16 bytes (little endian), int16, or float32 in [-1, 1].
+
+        Raises:
+            AudioError: half a sample, more than one channel, NaN or infinity. The piece is dropped,
+                the turn goes on.
+            SessionClosed: after `aclose`.
+        """
+        self._check_open()
+        samples = pcm_to_float(pcm)
+        if not samples.size:
+            return
+        self._spoken_ms += samples.size / INPUT_RATE_HZ * 1000
+        room = int((self._max_turn_ms - self._heard_ms) * INPUT_RATE_HZ / 1000)
+        if room <= 0:
+            return
+        if room < samples.size:
+            log.warning("turn longer than %.0f s: the rest is not heard", self._max_turn_ms / 1000)
+            samples = samples[:room]
+        self._heard_ms += samples.size / INPUT_RATE_HZ * 1000
+        self._conversation.push_audio(samples)
+
+    def clear_audio(self) -> None:
+        """Takes back what was pushed since the last commit."""
+        self._check_open()
+        self._spoken_ms = self._heard_ms = 0.0
+        self._conversation.clear_audio()
+
+    def add_user_text(self, text: str) -> None:
+        """Adds what the user typed to the history; `respond` asks for a reply to it.
+
+        Raises:
+            ConfigError: the text is empty.
+            SessionClosed: after `aclose`.
+        """
+        self._check_open()
+        self.cancel()
+        self._history.append(Message("user", _some_text(text, "add_user_text")))
+        self._conversation.add_text("user", text)
+
+    def commit_audio(self) -> Turn:
+        """Makes the pushed audio a message of the history without asking for a reply.
+
+        Raises:
+            AudioError: less than 100 ms was pushed; it is forgotten.
+            SessionClosed: after `aclose`.
+        """
+        self._check_open()
+        heard_ms, unheard_ms = self._heard_ms, self._spoken_ms - self._heard_ms
+        if heard_ms < MIN_TURN_MS:
+            self.clear_audio()
+            raise AudioError(
+                f"The turn holds {heard_ms:.0f} ms of audio; at least {MIN_TURN_MS} ms are needed. "
+                "Push 16 kHz audio with push_audio() first, or use respond() to let Chroma speak "
+                "without a user turn."
+            )
+        self.cancel()
+        turn = Turn(next(self._numbers), heard_ms, unheard_ms)
+        self._spoken_ms = self._heard_ms = 0.0
+        self._history.append(Message("user", None, audio_ms=heard_ms, turn=turn.number))
+        self._conversation.commit_audio()
+        return turn
+
+    # -- what is answered --------------------------------------------------------------------
+
+    def commit_turn(self, *, instructions: str | None = None) -> ReplyStream:
+        """Ends the user's turn and answers it.
+
+        Args:
+            instructions: added to the session's for this one reply.
+
+        Returns:
+            The reply, at once; its first audio follows when it is made.
+
+        Raises:
+            AudioError: less than 100 ms was pushed; it is forgotten and nothing is answered.
+            SessionClosed: after `aclose`.
+        """
+        return self._speak(self.commit_audio(), instructions=instructions)
+
+    def respond(self, *, instructions: str | None = None) -> ReplyStream:
+        """Speaks on the history as it stands: a greeting, or the answer to typed text."""
+        self._check_open()
+        self.cancel()
+        return self._speak(Turn(next(self._numbers)), instructions=instructions)
+
+    def say(self, text: str) -> ReplyStream:
+        """Speaks the given text word for word in the voice; it becomes part of the history.
+
+        Raises:
+            ConfigError: the text is empty.
+            SessionClosed: after `aclose`.
+        """
+        self._check_open()
+        _some_text(text, "say")
+        self.cancel()
+        return self._speak(Turn(next(self._numbers)), say=text)
+
+    def _speak(
+        self, turn: Turn, *, say: str | None = None, instructions: str | None = None
+    ) -> ReplyStream:
+        stream = self._reply = ReplyStream(turn, self._settle)
+        request = ReplyRequest(
+            turn.number, self.voice, self.sampling, say, instructions, self._max_reply_s
+        )
+        self._conversation.start_reply(request, stream.put)
+        return stream
+
+    def cancel(self) -> None:
+        """Stops the reply, if one speaks; idempotent.
+
+        Its stream ends with `TurnDone`; what was not handed out leaves the history. Use `truncate`
+        afterwards if less than that was heard.
+        """
+        if self._reply is None or not self._reply.cancel():
+            return
+        self._conversation.cancel_reply(self._reply.turn)
+        self._keep(self._reply, self._reply.delivered_ms)
+
+    def truncate(self, heard_ms: float, *, text: str | None = None) -> None:
+        """Cuts the newest reply in the history to what was heard of it.
+
+        Args:
+            heard_ms: how much of its audio was played; 0 removes the reply.
+            text: what was heard, if the host knows it better; then `heard_ms` only says how much
+                audio. It should be a beginning of the reply's text.
+
+        Raises:
+            ConfigError: `heard_ms` is negative or no number.
+            SessionClosed: after `aclose`.
+        """
+        self._check_open()
+        if not heard_ms >= 0:
+            raise ConfigError(f"truncate(heard_ms={heard_ms!r}): give milliseconds, 0 or more.")
+        if self._reply is None:
+            return
+        self.cancel()
+        if heard_ms >= self._reply.delivered_ms and text is None:
+            return
+        self._keep(self._reply, heard_ms, text)
+
+    def update(
+        self,
+        *,
+        instructions: str | None = None,
+        voice: Voice | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> None:
+        """Changes settings from the next reply on; what is None stays as it is."""
+        self._check_open()
+        if instructions is not None and instructions != self.instructions:
+            self.instructions = instructions
+            self._conversation.set_instructions(instructions)
+        self.voice = voice or self.voice
+        self.sampling = sampling or self.sampling
+
+    async def aclose(self) -> None:
+        """Ends the conversation and frees what the engine holds of it; idempotent."""
+        if not self._closed:
+            self.cancel()
+            self._closed = True
+            self._conversation.close()
+
+    # -- history -----------------------------------------------------------------------------
+
+    def _settle(self, stream: ReplyStream, done: TurnDone) -> None:
+        """The engine has made a reply, or failed at it: write what there is of it down."""
+        if stream is self._reply and done.text:
+            message = Message("assistant", done.text, done.audio_ms, stream.turn)
+            self._replace_reply(stream.turn, message)
+
+    def _keep(self, stream: ReplyStream, heard_ms: float, text: str | None = None) -> None:
+        texts = stream.texts_before(heard_ms if text is None else float("inf"))
+        if text is not None:
+            texts = _beginning(texts, text)
+        heard = "".join(t.text for t in texts)
+        self._conversation.keep_reply(stream.turn, sum(t.tokens for t in texts))
+        heard_ms = min(heard_ms, stream.delivered_ms)
+        message = Message("assistant", heard, heard_ms, stream.turn) if heard else None
+        self._replace_reply(stream.turn, message)
+
+    def _replace_reply(self, turn: int, message: Message | None) -> None:
+        for i, old in enumerate(self._history):
+            if old.role == "assistant" and old.turn == turn:
+                self._history[i : i + 1] = [message] if message else []
+                return
+        if message:
+            self._history.append(message)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosed("This session was closed; open a new one with open_session().")
+
+
+def _some_text(text: str, caller: str) -> str:
+    if not text.strip():
+        raise ConfigError(f"{caller}() was given no text; pass at least one word.")
+    return text
+
+
+def _beginning(texts: list[TextDelta], heard: str) -> list[TextDelta]:
+    """The deltas that `heard` covers; white space does not count."""
+    wanted, length, kept = len("".join(heard.split())), 0, []
+    for delta in texts:
+        if length >= wanted:
+            break
+        kept.append(delta)
+        length += len("".join(delta.text.split()))
+    return kept
