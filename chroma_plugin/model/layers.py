@@ -1,0 +1,285 @@
+"""The blocks that thinker, backbone and depth decoder share: one pre-norm Llama/Qwen2 stack.
+
+Every batch row stands at its own positions in its own cache row; shapes are fixed and nothing is
+read back to the host, so that a step can be captured as a CUDA graph. The modules know nothing of
+turns, voices or schedules.
+
+Sources: Llama (arXiv 2302.13971), RoPE (2104.09864), llama3 frequency scaling (Meta's llama-models,
+`apply_scaling`), multimodal RoPE (Qwen2-VL, 2409.12191, section 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """How llama3 stretches the slow rotations of RoPE."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Sizes of one stack.
+
+    Attributes:
+        mrope_section: frequencies that follow the time, height and width axis; None for plain RoPE.
+        qkv_bias: Qwen2 has a bias on queries, keys and values; Llama has none.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Llama3Scaling | None = None
+    mrope_section: tuple[int, int, int] | None = None
+    qkv_bias: bool = False
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of every layer, one row a conversation.
+
+    Attributes:
+        k: `[layers, rows, kv_heads, positions, head_dim]`.
+        v: like `k`.
+    """
+
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def empty(
+        cls, config: TransformerConfig, rows: int, positions: int, like: Tensor | None = None
+    ) -> KVCache:
+        """A zeroed cache with the dtype and device of `like` (float32 on the CPU without it)."""
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        like = torch.empty(0) if like is None else like
+        return cls(like.new_zeros(shape), like.new_zeros(shape))
+
+    @property
+    def rows(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def positions(self) -> int:
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def copy_prefix(self, source: KVCache, source_row: int, row: int, length: int) -> None:
+        """Copies the first `length` positions of a row of another cache into a row of this one."""
+        self.k[:, row, :, :length].copy_(source.k[:, source_row, :, :length])
+        self.v[:, row, :, :length].copy_(source.v[:, source_row, :, :length])
+
+
+def rope_frequencies(config: TransformerConfig) -> Tensor:
+    """Angular steps per position, float32 `[head_dim / 2]`, llama3 scaling applied."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_positions / wavelengths
+    band = scaling.high_freq_factor - scaling.low_freq_factor
+    blend = ((turns - scaling.low_freq_factor) / band).clamp(0, 1)  # 0: stretched, 1: as it was
+    return frequencies * (blend + (1 - blend) / scaling.factor)
+
+
+class Rope(nn.Module):
+    """Rotary positions: the cosines and sines of a batch's positions."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.axis_of = None
+        if config.mrope_section is not None:
+            axes = [axis for axis, n in enumerate(config.mrope_section) for _ in range(n)]
+            self.axis_of = axes  # which of the three position axes turns a frequency
+
+    def reset(self) -> None:
+        """Computes the frequencies anew, after the module was moved off the meta device."""
+        self.frequencies.copy_(rope_frequencies(self.config))
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, float32 `[B, 1, T, head_dim]`.
+
+        Args:
+            positions: `[B, T]`, or `[3, B, T]` (time, height, width) for multimodal RoPE.
+        """
+        angles = positions[..., None].float() * self.frequencies  # [(3,) B, T, D/2]
+        if positions.dim() == 3:
+            if self.axis_of is None:
+                raise ValueError("three position axes given to a stack without mrope_section")
+            angles = torch.stack(
+                [angles[axis, ..., i] for i, axis in enumerate(self.axis_of)], dim=-1
+            )
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns `[B, heads, T, D]` by its positions, in the half-split layout of transformers."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over a cache; queries, keys and values in one projection."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        wide = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, wide, bias=config.qkv_bias)
+        self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
+        b, t, _ = x.shape
+        qkv = self.qkv(x).view(b, t, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)  # [B, heads, T, D]
+        keys, values = step.write(layer, k, v)
+        y = F.scaled_dot_product_attention(q, keys, values, step.mask, enable_gqa=True)
+        return self.out(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward; gate and up in one projection."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each after its norm and around a residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), step, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+@dataclass(slots=True)
+class Step:
+    """What all layers of one forward share: rotations, mask, and where keys and values go."""
+
+    cos: Tensor  # [B, 1, T, D]
+    sin: Tensor
+    mask: Tensor  # bool [B, 1, T, span]
+    positions: Tensor  # [B, T]
+    rows: Tensor  # [B]
+    in_order: bool  # batch row i is cache row i
+    span: int
+    cache: KVCache
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts new keys and values `[B, kv_heads, T, D]` at their positions; returns the span."""
+        at = (self.rows[:, None], slice(None), self.positions)
+        out = []
+        for cache, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
+            cache[at] = new.transpose(1, 2)
+            if self.in_order:
+                out.append(cache[: new.shape[0], :, : self.span])
+            else:
+                out.append(cache[:, :, : self.span].index_select(0, self.rows))
+        return out[0], out[1]
+
+
+class Transformer(nn.Module):
+    """The stack with its final norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = Rope(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        *,
+        rows: Tensor | None = None,
+        span: int | None = None,
+        rope_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Runs new positions of some conversations through the stack.
+
+        Args:
+            x: `[B, T, hidden]`.
+            positions: int64 `[B, T]`: where in its cache row each input goes. An input sees the
+                cache up to and including its own position.
+            cache: keys and values so far; the new ones are written into it.
+            rows: int64 `[B]`: the cache row of each batch row; None: row i is cache row i.
+            span: read the cache up to here only, at least the largest position in use + 1; all
+                of it if None.
+            rope_positions: `[B, T]` or `[3, B, T]`, if rotations count differently from the cache.
+
+        Returns:
+            Hidden states after the final norm, `[B, T, hidden]`.
+        """
+        span = cache.positions if span is None else min(span, cache.positions)
+        cos, sin = self.rope(positions if rope_positions is None else rope_positions)
+        keys = torch.arange(span, device=x.device)
+        step = Step(
+            cos=cos.to(x.dtype),
+            sin=sin.to(x.dtype),
+            mask=keys[None, None, None, :] <= positions[:, None, :, None],
+            positions=positions,
+            rows=torch.arange(x.shape[0], device=x.device) if rows is None else rows,
+            in_order=rows is None,
+            span=span,
+            cache=cache,
+        )
+        for layer, block in enumerate(self.blocks):
+            x = block(x, step, layer)
+        return self.norm(x)
