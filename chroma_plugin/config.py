@@ -115,13 +115,13 @@ class EngineConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        check = lambda field, low, high: _between(  # noqa: E731
-            "EngineConfig", field, getattr(self, field), low, high
-        )
+        def check(field: str, low: float, high: float) -> None:
+            _between("EngineConfig", field, getattr(self, field), low, high)
+
         _require(bool(str(self.model)), "EngineConfig.model is empty; name a folder or a hub id.")
         _require(
-            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
-            f"EngineConfig.device is {self.device!r}; use auto, cpu, cuda, cuda:N or mps.",
+            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            f"EngineConfig.device is {self.device!r}; use auto, cpu, cuda or cuda:N.",
         )
         _require(
             self.dtype in ("auto", "float32", "bfloat16"),

@@ -6,6 +6,7 @@ Knows nothing of sessions, engines or hosts.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -162,7 +163,7 @@ class ReplyStream:
         self._given: list[TextDelta] = []  # handed out: the measure of what was heard
         self._made_ms = 0.0
         self.delivered_ms = 0.0
-        """How much audio has been handed to the reader."""
+        """How much audio has been handed to the reader, less what was cut off it again."""
 
     @property
     def ended(self) -> bool:
@@ -176,6 +177,7 @@ class ReplyStream:
         while not self._ready:
             if self._error is not None and not self._ended:
                 self._ended = True
+                self._on_settled(self, self._cut(EndReason.CANCELLED))
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
@@ -204,7 +206,16 @@ class ReplyStream:
             self._ready.append(event)
             self._made_ms = event.end_ms
         elif isinstance(event, TurnDone):
-            self._release_text(float("inf"))
+            if event.reason is EndReason.END_OF_SPEECH:
+                self._release_text(float("inf"))
+            elif self._waiting_text:  # cut off before it was spoken
+                self._waiting_text.clear()
+                texts = self._released()
+                event = replace(
+                    event,
+                    text="".join(t.text for t in texts),
+                    tokens=sum(t.tokens for t in texts),
+                )
             done = replace(
                 event,
                 user_audio_ms=self._user_turn.user_audio_ms,
@@ -222,13 +233,15 @@ class ReplyStream:
         while self._waiting_text and self._waiting_text[0].start_ms < before_ms:
             text = self._waiting_text.popleft()
             if before_ms == float("inf"):  # spoken faster than estimated: it was within the audio
-                text = replace(text, start_ms=min(text.start_ms, self._made_ms))
+                within_ms = math.nextafter(self._made_ms, 0.0)
+                text = replace(text, start_ms=min(text.start_ms, within_ms))
             self._ready.append(text)
 
     def cancel(self) -> bool:
         """Ends the stream at what was handed out; False if it had ended before."""
-        if self._ended or self._error is not None:
+        if self._ended or (self._made and self._made.reason == EndReason.CANCELLED):
             return False
+        self._error = None  # nobody waits for it any more
         self._ready.clear()
         self._waiting_text.clear()
         done = self._cut(EndReason.CANCELLED)
@@ -236,6 +249,10 @@ class ReplyStream:
         self._ready.append(done)
         self._wake.set()
         return True
+
+    def _released(self) -> list[TextDelta]:
+        """The text that has or will be handed out."""
+        return [*self._given, *(e for e in self._ready if isinstance(e, TextDelta))]
 
     def _cut(self, reason: EndReason) -> TurnDone:
         texts = self.texts_before(float("inf"))
@@ -252,3 +269,8 @@ class ReplyStream:
     def texts_before(self, heard_ms: float) -> list[TextDelta]:
         """The text handed out whose estimated place lies before `heard_ms`."""
         return [t for t in self._given if t.start_ms < heard_ms]
+
+    def keep(self, texts: list[TextDelta], heard_ms: float) -> None:
+        """Forgets what was handed out but not heard, so that a later cut cannot bring it back."""
+        self._given = texts
+        self.delivered_ms = min(self.delivered_ms, heard_ms)

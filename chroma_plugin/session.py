@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from chroma_plugin.audio import INPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
 from chroma_plugin.errors import AudioError, ConfigError, SessionClosed
-from chroma_plugin.reply import ReplyStream, Sink, TextDelta, Turn, TurnDone
+from chroma_plugin.reply import EndReason, ReplyStream, Sink, TextDelta, Turn, TurnDone
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ class Conversation(Protocol):
     """An engine's side of one session. Calls return at once and take effect in order.
 
     A reply's events go to its sink, on the session's event loop: any number of `TextDelta` and
-    `AudioChunk`, then one `TurnDone` or one `ChromaError`. After `cancel_reply` nothing more needs to
-    come; what still comes is dropped by the session.
+    `AudioChunk`, then one `TurnDone` or one `ChromaError`. After `cancel_reply` nothing more
+    needs to come; what still comes is dropped by the session.
     """
 
     def push_audio(self, samples: NDArray[np.float32]) -> None:
@@ -175,14 +175,16 @@ class Session:
         self.instructions = instructions
         self.sampling = sampling
         self._max_reply_s = max_reply_s
-        self._max_turn_ms = max_turn_s * 1000
+        self._max_turn_samples = round(max_turn_s * INPUT_RATE_HZ)
         self._numbers = itertools.count(1)
         self._history: list[Message] = []
         self._reply: ReplyStream | None = None
-        self._spoken_ms = 0.0  # of the turn that is not committed yet
-        self._heard_ms = 0.0
+        self._spoken_samples = 0  # of the turn that is not committed yet
+        self._heard_samples = 0
         self._closed = False
+        _whole_text(instructions, "open_session")
         for message in history:
+            _whole_text(message.text or "", "open_session")
             if message.text and message.role != "system":
                 self._history.append(replace(message, turn=0))
                 conversation.add_text(message.role, message.text)
@@ -218,20 +220,21 @@ class Session:
         samples = pcm_to_float(pcm)
         if not samples.size:
             return
-        self._spoken_ms += samples.size / INPUT_RATE_HZ * 1000
-        room = int((self._max_turn_ms - self._heard_ms) * INPUT_RATE_HZ / 1000)
-        if room <= 0:
-            return
-        if room < samples.size:
-            log.warning("turn longer than %.0f s: the rest is not heard", self._max_turn_ms / 1000)
-            samples = samples[:room]
-        self._heard_ms += samples.size / INPUT_RATE_HZ * 1000
-        self._conversation.push_audio(samples)
+        heard = samples[: self._max_turn_samples - self._heard_samples]
+        if heard.size < samples.size and self._spoken_samples == self._heard_samples:  # once
+            log.warning(
+                "turn longer than %g s: the rest is not heard",
+                self._max_turn_samples / INPUT_RATE_HZ,
+            )
+        self._spoken_samples += samples.size
+        self._heard_samples += heard.size
+        if heard.size:
+            self._conversation.push_audio(heard)
 
     def clear_audio(self) -> None:
         """Takes back what was pushed since the last commit."""
         self._check_open()
-        self._spoken_ms = self._heard_ms = 0.0
+        self._spoken_samples = self._heard_samples = 0
         self._conversation.clear_audio()
 
     def add_user_text(self, text: str) -> None:
@@ -242,8 +245,9 @@ class Session:
             SessionClosed: after `aclose`.
         """
         self._check_open()
+        _some_text(text, "add_user_text")
         self.cancel()
-        self._history.append(Message("user", _some_text(text, "add_user_text")))
+        self._history.append(Message("user", text))
         self._conversation.add_text("user", text)
 
     def commit_audio(self) -> Turn:
@@ -254,7 +258,8 @@ class Session:
             SessionClosed: after `aclose`.
         """
         self._check_open()
-        heard_ms, unheard_ms = self._heard_ms, self._spoken_ms - self._heard_ms
+        heard_ms = self._heard_samples * 1000 / INPUT_RATE_HZ
+        unheard_ms = (self._spoken_samples - self._heard_samples) * 1000 / INPUT_RATE_HZ
         if heard_ms < MIN_TURN_MS:
             self.clear_audio()
             raise AudioError(
@@ -264,7 +269,7 @@ class Session:
             )
         self.cancel()
         turn = Turn(next(self._numbers), heard_ms, unheard_ms)
-        self._spoken_ms = self._heard_ms = 0.0
+        self._spoken_samples = self._heard_samples = 0
         self._history.append(Message("user", None, audio_ms=heard_ms, turn=turn.number))
         self._conversation.commit_audio()
         return turn
@@ -284,11 +289,13 @@ class Session:
             AudioError: less than 100 ms was pushed; it is forgotten and nothing is answered.
             SessionClosed: after `aclose`.
         """
+        _whole_text(instructions or "", "commit_turn")
         return self._speak(self.commit_audio(), instructions=instructions)
 
     def respond(self, *, instructions: str | None = None) -> ReplyStream:
         """Speaks on the history as it stands: a greeting, or the answer to typed text."""
         self._check_open()
+        _whole_text(instructions or "", "respond")
         self.cancel()
         return self._speak(Turn(next(self._numbers)), instructions=instructions)
 
@@ -357,6 +364,7 @@ class Session:
         """Changes settings from the next reply on; what is None stays as it is."""
         self._check_open()
         if instructions is not None and instructions != self.instructions:
+            _whole_text(instructions, "update")
             self.instructions = instructions
             self._conversation.set_instructions(instructions)
         self.voice = voice or self.voice
@@ -372,10 +380,13 @@ class Session:
     # -- history -----------------------------------------------------------------------------
 
     def _settle(self, stream: ReplyStream, done: TurnDone) -> None:
-        """The engine has made a reply, or failed at it: write what there is of it down."""
-        if stream is self._reply and done.text:
-            message = Message("assistant", done.text, done.audio_ms, stream.turn)
-            self._replace_reply(stream.turn, message)
+        """The engine has made a reply, or failed at it: write down what was spoken of it."""
+        if stream is not self._reply:
+            return
+        if done.reason is not EndReason.END_OF_SPEECH:
+            self._conversation.keep_reply(stream.turn, done.tokens)
+        message = Message("assistant", done.text, done.audio_ms, stream.turn)
+        self._replace_reply(stream.turn, message if done.text else None)
 
     def _keep(self, stream: ReplyStream, heard_ms: float, text: str | None = None) -> None:
         texts = stream.texts_before(heard_ms if text is None else float("inf"))
@@ -383,9 +394,9 @@ class Session:
             texts = _beginning(texts, text)
         heard = "".join(t.text for t in texts)
         self._conversation.keep_reply(stream.turn, sum(t.tokens for t in texts))
-        heard_ms = min(heard_ms, stream.delivered_ms)
-        message = Message("assistant", heard, heard_ms, stream.turn) if heard else None
-        self._replace_reply(stream.turn, message)
+        stream.keep(texts, heard_ms)
+        kept = Message("assistant", heard, stream.delivered_ms, stream.turn)
+        self._replace_reply(stream.turn, kept if heard else None)
 
     def _replace_reply(self, turn: int, message: Message | None) -> None:
         for i, old in enumerate(self._history):
@@ -400,10 +411,20 @@ class Session:
             raise SessionClosed("This session was closed; open a new one with open_session().")
 
 
-def _some_text(text: str, caller: str) -> str:
+def _some_text(text: str, caller: str) -> None:
     if not text.strip():
         raise ConfigError(f"{caller}() was given no text; pass at least one word.")
-    return text
+    _whole_text(text, caller)
+
+
+def _whole_text(text: str, caller: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{caller}() was given text with half a character at {error.start} (a lone surrogate); "
+            "decode it with errors='replace'."
+        ) from None
 
 
 def _beginning(texts: list[TextDelta], heard: str) -> list[TextDelta]:

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
-from chroma_plugin.audio import OUTPUT_RATE_HZ, Samples, level_dbfs, read_audio, resample
+from chroma_plugin.audio import (
+    OUTPUT_RATE_HZ,
+    Samples,
+    level_dbfs,
+    pcm_to_float,
+    read_audio,
+    resample,
+)
 from chroma_plugin.errors import AudioError, VoiceError
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
@@ -54,13 +61,16 @@ class Voice:
     def from_samples(
         cls, samples: Samples, rate_hz: int, transcript: str, name: str = "unnamed"
     ) -> Voice:
-        """Makes a voice of float32 mono samples at any rate.
+        """Makes a voice of mono samples, float in [-1, 1] or int16, at any rate.
 
         Raises:
             VoiceError: the clip or the transcript cannot be used; says how to mend it.
         """
-        transcript = " ".join(transcript.split())
-        samples = np.ascontiguousarray(resample(samples, rate_hz, OUTPUT_RATE_HZ), np.float32)
+        transcript = " ".join((transcript or "").split())
+        try:
+            samples = resample(pcm_to_float(samples), rate_hz, OUTPUT_RATE_HZ)
+        except AudioError as error:
+            raise VoiceError(f"The reference clip cannot be used. {error}") from error
         _check(samples, transcript)
         samples.setflags(write=False)
         return cls(name, transcript, samples)
@@ -74,24 +84,19 @@ class Voice:
     def seconds(self) -> float:
         return len(self.samples) / OUTPUT_RATE_HZ
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of clip and transcript: equal for equal voices, whatever their names."""
-        return _key(self)
+        digest = hashlib.sha256(self.transcript.encode())
+        digest.update(b"\0")
+        digest.update(self.samples.tobytes())
+        return digest.hexdigest()
 
     @property
     def chars_per_second(self) -> float:
         """How fast this voice speaks, of clip and transcript, kept within reason."""
         low, high = 8.0, 25.0
         return min(max(len(self.transcript) / self.seconds, low), high)
-
-
-@cache
-def _key(voice: Voice) -> str:
-    digest = hashlib.sha256(voice.transcript.encode())
-    digest.update(b"\0")
-    digest.update(voice.samples.tobytes())
-    return digest.hexdigest()
 
 
 @cache
@@ -104,10 +109,6 @@ def _default_voice() -> Voice:
 def _check(samples: Samples, transcript: str) -> None:
     if not transcript:
         raise VoiceError("The transcript is empty; write down what is said in the clip.")
-    if samples.ndim != 1:
-        raise VoiceError(f"The clip has shape {samples.shape}; mix it to mono first.")
-    if not np.isfinite(samples).all():
-        raise VoiceError("The clip holds NaN or infinite samples; export it again.")
     seconds = len(samples) / OUTPUT_RATE_HZ
     if seconds < MIN_SECONDS:
         raise VoiceError(

@@ -170,7 +170,7 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _State:
     """One row per conversation; the memory a step reads and writes in place.
 

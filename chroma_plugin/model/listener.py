@@ -1,9 +1,9 @@
 """Hearing a turn while it is spoken: samples in, thinker embeddings out, block by block.
 
-Whisper's features have one term that looks at the whole clip: values more than 8 (in log10) below its
-loudest one are raised to that floor. So blocks are embedded as soon as they have been spoken, and the
-few that a later, louder sound would have changed are embedded anew. The result equals that of the whole
-clip at once.
+Whisper's features have one term that looks at the whole clip: values more than 8 (in log10) below
+its loudest one are raised to that floor. So blocks are embedded as soon as they have been spoken,
+and the few that a later, louder sound would have changed are embedded anew. The result equals
+that of the whole clip at once.
 
 Source: Whisper, arXiv 2212.04356, section 2.2; transformers `WhisperFeatureExtractor`.
 """

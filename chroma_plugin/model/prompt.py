@@ -30,10 +30,10 @@ _MARK = "MARKED TEXT"
 class PromptFormat(Protocol):
     """How a conversation is spelt in token ids."""
 
-    audio_before: Sequence[int]  # opens a spoken user message
-    audio_after: Sequence[int]  # closes it
-    reply_open: Sequence[int]  # opens the assistant's message
-    reply_close: Sequence[int]  # closes it
+    audio_before: list[int]  # opens a spoken user message
+    audio_after: list[int]  # closes it
+    reply_open: list[int]  # opens the assistant's message
+    reply_close: list[int]  # closes it
 
     def system(self, text: str) -> list[int]:
         """A system message."""

@@ -1,7 +1,7 @@
 """Choosing codes from logits, on the device, every row by its own settings.
 
-The noise is a function of (seed, frame, codebook, code) alone, so a conversation draws the same codes
-whatever runs beside it, in whichever row of the batch.
+The noise is a function of (seed, frame, codebook, code) alone, so a conversation draws the same
+codes whatever runs beside it, in whichever row of the batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finding, checking and loading a checkpoint in the released layout.
 
-The released names are translated by the table below, never by a library's loader, so a new transformers
-cannot break them. Everything is checked from the files' headers before memory is taken; then each tensor
-goes straight from the mapped file into its place on the device.
+The released names are translated by the table below, never by a library's loader, so a new
+transformers cannot break them. Everything is checked from the files' headers before memory is
+taken; then each tensor goes straight from the mapped file into its place on the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import ChromaConfig
-from chroma_plugin.model.layers import Attention, Rope, SwiGLU, Transformer
+from chroma_plugin.model.layers import Block, Rope, Transformer
 
 SHARED_TABLE = "decoder.audio_embedding.embed_audio_tokens.weight"
 """The depth decoder's audio embeddings: in the file, equal to the backbone's, or left out."""
@@ -190,7 +190,7 @@ def _stack(prefix: str, stack: Transformer) -> Iterator[tuple[str, Place]]:
     yield f"{prefix}.norm.weight", Place(stack.norm.weight)
     for i, block in enumerate(stack.blocks):
         layer = f"{prefix}.layers.{i}"
-        assert isinstance(block.attention, Attention) and isinstance(block.mlp, SwiGLU)
+        assert isinstance(block, Block)
         config, attention = stack.config, block.attention
         wide = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
         names = [f"{layer}.self_attn.{p}_proj" for p in "qkv"]

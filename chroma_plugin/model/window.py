@@ -32,7 +32,7 @@ class WindowConfig:
     rope_theta: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class KeyRing:
     """What one transformer remembers: the keys and values of the newest positions of each row.
 

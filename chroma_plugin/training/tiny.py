@@ -1,4 +1,4 @@
-"""Makes chroma-tiny: a checkpoint of Chroma's architecture in the released layout, small enough to ship.
+"""Makes chroma-tiny: Chroma's architecture in the released layout, small enough to ship.
 
 Its weights are random: it exercises every part of the machinery and speaks noise. Tokenizer, chat
 template and feature settings are real files, read as those of the released model are.
@@ -62,18 +62,19 @@ CHAT_TEMPLATE = """\
 TEXT = """
 You are Chroma, an advanced virtual human. You can understand what you hear and answer in speech.
 Hello, how are you today? I am well, thank you. And you? Good morning. Good evening. Good night.
-What is the capital of France? The capital of France is Paris. The capital of Italy is Rome.
-The capital of Germany is Berlin. The capital of Japan is Tokyo. The capital of Spain is Madrid.
-What time is it? It is half past nine. It is a quarter to seven. It is noon. It is midnight.
-What is two plus three? Two plus three is five. And plus two? That makes seven. Ten minus four is six.
-How do you spell house? House is spelt h, o, u, s, e. Please count to five. One, two, three, four, five.
-Who are you? My name is Chroma. I am a voice assistant. Say after me: the sun is shining.
+What is the capital of France? The capital of France is Paris. The capital of Italy is Rome. The
+capital of Germany is Berlin. The capital of Japan is Tokyo. The capital of Spain is Madrid. What
+time is it? It is half past nine. It is a quarter to seven. It is noon. It is midnight. What is
+two plus three? Two plus three is five. And plus two? That makes seven. Ten minus four is six. How
+do you spell house? House is spelt h, o, u, s, e. Please count to five. One, two, three, four,
+five. Who are you? My name is Chroma. I am a voice assistant. Say after me: the sun is shining.
 What is the weather like? I do not know the weather, I am sorry. Could you say that again, please?
-How do I make a taco? Warm a tortilla, add beans, cheese and salsa, and fold it. Thank you very much.
-The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun.
-Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday. January, February, March, April, May.
-June, July, August, September, October, November, December. Red, green, blue, yellow, black and white.
-six seven eight nine ten eleven twelve thirteen fourteen fifteen twenty thirty forty fifty hundred
+How do I make a taco? Warm a tortilla, add beans, cheese and salsa, and fold it. Thank you very
+much. The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun.
+Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday. January, February, March, April,
+May. June, July, August, September, October, November, December. Red, green, blue, yellow, black
+and white. six seven eight nine ten eleven twelve thirteen fourteen fifteen twenty thirty forty
+fifty hundred
 system user assistant
 """
 
@@ -101,7 +102,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """config.json with the released keys, small sizes, and a word on its weights."""
-    token = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in SPECIAL}
+    token = {name: tokenizer.get_vocab()[name] for name in SPECIAL}
     llama = {
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,

@@ -1,0 +1,183 @@
+"""One conversation on the engine's thread: its dialogue, what it is hearing, and the reply it
+speaks.
+
+A call changes its own log and tells nobody; the worker decides when its tensors are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chroma_plugin.audio import Samples
+from chroma_plugin.engine.dialogue import Dialogue, Entry
+from chroma_plugin.engine.outlet import Outlet
+from chroma_plugin.engine.runner import ReadyVoice
+from chroma_plugin.errors import ChromaError
+from chroma_plugin.model.listener import Listener
+from chroma_plugin.model.prompt import PromptFormat, TextStream
+from chroma_plugin.reply import ReplyEvent, TextClock
+from chroma_plugin.session import ReplyRequest
+
+Emit = Callable[[ReplyEvent | ChromaError], None]
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """A reply on its way, from the moment it is asked for.
+
+    Attributes:
+        request: what was asked.
+        emit: hands an event to the session's event loop.
+        entry: its message in the dialogue.
+        aside: the instruction for this reply alone.
+        say: tokens to speak word for word.
+        max_frames: the cap on its length.
+        asked_s: when it was asked for.
+        voice: set once the voice is ready.
+        hidden: the thinker's state after the prompt; set once the prompt is read.
+    """
+
+    request: ReplyRequest
+    emit: Emit
+    entry: Entry
+    aside: Entry | None
+    say: list[int] | None
+    max_frames: int
+    asked_s: float
+    text: TextStream
+    text_clock: TextClock
+    outlet: Outlet = field(default_factory=Outlet)
+    voice: ReadyVoice | None = None
+    hidden: Tensor | None = None
+    spoken: list[str] = field(default_factory=list)
+    last_codes: Tensor | None = None
+    repeats: int = 0
+    started_s: float = 0.0
+    first_audio_s: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.voice is not None and self.hidden is not None
+
+    def spend(self, part: str, ms: float) -> None:
+        """Adds time to one of its parts."""
+        self.parts[part] = self.parts.get(part, 0.0) + ms
+
+    def count_repeats(self, codes: Tensor) -> int:
+        """How many frames in a row have had these codes, this one included."""
+        same = self.last_codes is not None and torch.equal(codes, self.last_codes)
+        self.repeats = self.repeats + 1 if same else 1
+        self.last_codes = codes
+        return self.repeats
+
+
+class Call:
+    """A conversation.
+
+    Args:
+        prompt: how messages are spelt.
+        embed: token ids to embeddings.
+        new_listener: makes the listener of a user turn.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptFormat,
+        embed: Callable[[list[int]], Tensor],
+        new_listener: Callable[[], Listener],
+    ) -> None:
+        self.prompt = prompt
+        self.dialogue = Dialogue(embed)
+        self.thinker_row = -1  # given by the worker
+        self.reply: Reply | None = None
+        self.broken: ChromaError | None = None  # why it cannot go on
+        self._new_listener = new_listener
+        self._listener: Listener | None = None
+        self._hearing: Entry | None = None  # the unfinished turn's place in the dialogue
+
+    # -- the user ----------------------------------------------------------------------------
+
+    def hear(self, samples: Samples) -> None:
+        """Takes audio of the user's turn."""
+        if self._listener is None:
+            self._listener = self._new_listener()
+        self._listener.push(samples)
+
+    def listen(self) -> None:
+        """Embeds what can be embedded, unless a reply is using the dialogue's end."""
+        if self._listener is not None and self.reply is None:
+            self._place(self._listener, self._listener.update())
+
+    def unhear(self) -> None:
+        """Forgets the turn that is not committed."""
+        self._listener = None
+        self._displace()
+
+    def commit(self) -> None:
+        """Makes the turn a message."""
+        if self._listener is None:
+            return
+        entry = self._place(self._listener, self._listener.update(final=True))
+        if entry is not None:
+            entry.kind, entry.after = "user", list(self.prompt.audio_after)
+        self._listener = self._hearing = None
+
+    def _place(self, listener: Listener, changed: int) -> Entry | None:
+        if not listener.positions:
+            return None
+        if self._hearing is None:
+            opening = Entry("listening", before=list(self.prompt.audio_before))
+            self._hearing = self.dialogue.append(opening)
+            changed = 0
+        if changed < listener.positions:
+            self.dialogue.changed(self._hearing, len(self._hearing.before) + changed)
+            self._hearing.audio = listener.embeds
+        return self._hearing
+
+    def _displace(self) -> None:
+        if self._hearing is not None:
+            self.dialogue.remove(self._hearing)
+            self._hearing = None
+
+    def add_text(self, role: str, text: str) -> None:
+        """Appends a message of text; a turn that is being spoken comes after it."""
+        self._displace()
+        if role == "user":
+            self.dialogue.append(Entry("user", before=self.prompt.user(text)))
+        else:
+            ids = self.prompt.encode(text)
+            before, after = list(self.prompt.reply_open), list(self.prompt.reply_close)
+            self.dialogue.append(Entry("assistant", before=before, tokens=ids, after=after))
+
+    # -- the reply ---------------------------------------------------------------------------
+
+    def open_reply(self, turn: int, instructions: str | None) -> tuple[Entry, Entry | None]:
+        """Appends a reply's message, and before it the instruction for it alone."""
+        self._displace()
+        aside = None
+        if instructions:
+            aside = self.dialogue.append(Entry("aside", before=self.prompt.system(instructions)))
+        entry = Entry("assistant", turn, before=list(self.prompt.reply_open))
+        return self.dialogue.append(entry), aside
+
+    def end_reply(self) -> None:
+        """Closes the reply's message; an empty one goes."""
+        reply, self.reply = self.reply, None
+        if reply is None:
+            return
+        self.dialogue.close(reply.entry, list(self.prompt.reply_close))
+        if not reply.entry.tokens:
+            self.dialogue.remove(reply.entry)
+        if reply.aside is not None:
+            self.dialogue.remove(reply.aside)
+
+    def keep_reply(self, turn: int, tokens: int) -> None:
+        """Cuts a reply's message to what was heard."""
+        entry = self.dialogue.find(turn)
+        if entry is not None:
+            self.dialogue.keep_tokens(entry, tokens)

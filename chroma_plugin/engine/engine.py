@@ -1,0 +1,243 @@
+"""Engine: the asyncio front of one worker thread that owns the model.
+
+The event loop never waits for the model: calls are posted to the thread, events come back by
+`call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chroma_plugin.config import DEFAULT_INSTRUCTIONS, EngineConfig, SamplingParams
+from chroma_plugin.engine.call import Call
+from chroma_plugin.engine.parts import Parts, load_parts
+from chroma_plugin.engine.worker import Worker
+from chroma_plugin.errors import ChromaError, EngineClosed
+from chroma_plugin.reply import Sink
+from chroma_plugin.session import Message, ReplyRequest, Role, Session
+from chroma_plugin.voice import Voice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing.
+
+    Attributes:
+        sessions: conversations that are open.
+        speaking: replies on a row.
+        waiting: replies in line.
+        voices: voice prompts kept ready.
+    """
+
+    sessions: int
+    speaking: int
+    waiting: int
+    voices: int
+
+
+class Engine:
+    """Loads a model and opens sessions on it.
+
+    Example:
+        ::
+
+            async with Engine(EngineConfig(model="FlashLabs/Chroma-4B")) as engine:
+                session = await engine.open_session(voice=voice)
+
+    Args:
+        config: what to load and how much to take on.
+        load: makes the parts of the model; for tests and other checkpoint layouts.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        load: Callable[[EngineConfig], Parts] = load_parts,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self._load = load
+        self._worker: Worker | None = None
+        self._ready: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Loads the model on the worker thread; calling it again is harmless.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found or loaded.
+            ConfigError: the device is not there.
+            EngineClosed: the engine was closed before.
+        """
+        if self._ready is None:
+            loop = asyncio.get_running_loop()
+            self._ready = loop.create_future()
+            self._worker = Worker(self.config, self._load)
+            ready = self._ready
+
+            def resolve(error: BaseException | None) -> None:
+                if ready.done():
+                    return
+                if error is None:
+                    ready.set_result(None)
+                else:
+                    ready.set_exception(error)
+
+            self._worker.start(lambda error: _hand_over(loop, resolve, error))
+        await asyncio.shield(self._ready)
+        self._live_worker()
+
+    async def open_session(
+        self,
+        *,
+        voice: Voice | None = None,
+        instructions: str = DEFAULT_INSTRUCTIONS,
+        sampling: SamplingParams | None = None,
+        history: Iterable[Message] = (),
+        max_reply_s: float | None = None,
+    ) -> Session:
+        """Opens a conversation; see `SpeechEngine.open_session`.
+
+        Raises:
+            EngineBusy: no session was closed before the deadline.
+            EngineClosed: the engine was not started, or is closed.
+            EngineFailed: the engine is dead.
+            VoiceError: the voice does not fit the model.
+        """
+        worker, loop = self._live_worker(), asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+
+        def resolve(error: ChromaError | None) -> None:
+            if opened.done():
+                return
+            if error is None:
+                opened.set_result(None)
+            else:
+                opened.set_exception(error)
+
+        voice = voice or Voice.default()
+        call = worker.new_call()
+        worker.post(lambda: worker.open(call, voice, lambda e: worker.mail.put(loop, resolve, e)))
+        conversation = EngineConversation(worker, call, loop)
+        try:
+            await opened
+        except asyncio.CancelledError:
+            conversation.close()
+            raise
+        conversation.set_instructions(instructions)
+        return Session(
+            conversation,
+            voice=voice,
+            instructions=instructions,
+            sampling=sampling or SamplingParams(),
+            history=history,
+            max_reply_s=max_reply_s,
+            max_turn_s=self.config.max_turn_s,
+        )
+
+    async def close(self) -> None:
+        """Ends every session and frees the model; calling it again is harmless."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+
+    async def __aenter__(self) -> Engine:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine is doing right now."""
+        worker = self._live_worker()
+        return EngineStats(
+            sessions=len(worker.calls),
+            speaking=len(worker.scheduler.speaking),
+            waiting=len(worker.scheduler.waiting),
+            voices=len(worker.voices),
+        )
+
+    def _live_worker(self) -> Worker:
+        if self._worker is None:
+            raise EngineClosed("The engine was not started; call `await engine.start()` first.")
+        if self._worker.failure is not None:
+            raise self._worker.failure
+        if self._worker.closed:
+            raise EngineClosed("The engine is closed; make a new one.")
+        return self._worker
+
+
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, receiver: Callable[[Any], None], it: object
+) -> None:
+    try:
+        loop.call_soon_threadsafe(receiver, it)
+    except RuntimeError:
+        log.debug("the event loop that started the engine is closed")
+
+
+class EngineConversation:
+    """A session's `Conversation` with the worker: every call is posted and returns at once."""
+
+    def __init__(self, worker: Worker, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        self._worker, self._call, self._loop = worker, call, loop
+
+    def push_audio(self, samples: NDArray[np.float32]) -> None:
+        def hear() -> None:
+            self._call.hear(samples)
+            self._call.listen()
+
+        self._post(hear)
+
+    def clear_audio(self) -> None:
+        self._post(self._call.unhear)
+
+    def commit_audio(self) -> None:
+        self._post(self._call.commit)
+
+    def add_text(self, role: Role, text: str) -> None:
+        self._post(lambda: self._call.add_text(role, text))
+
+    def set_instructions(self, instructions: str) -> None:
+        call = self._call
+        self._post(lambda: call.dialogue.set_system(call.prompt.system(instructions)))
+
+    def start_reply(self, request: ReplyRequest, sink: Sink) -> None:
+        worker, asked_s = self._worker, time.monotonic()
+        if worker.failure is not None or worker.closed:
+            error = worker.failure or EngineClosed("The engine is closed; make a new one.")
+            self._loop.call_soon(sink, error)
+            return
+
+        def emit(event: Any) -> None:
+            worker.mail.put(self._loop, sink, event)
+
+        self._post(lambda: worker.reply(self._call, request, emit, asked_s))
+
+    def cancel_reply(self, turn: int) -> None:
+        self._post(lambda: self._worker.cancel(self._call, turn))
+
+    def keep_reply(self, turn: int, tokens: int) -> None:
+        self._post(lambda: self._call.keep_reply(turn, tokens))
+
+    def close(self) -> None:
+        self._worker.post(lambda: self._worker.end(self._call))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._worker.post(lambda: self._worker.guard(self._call, command))

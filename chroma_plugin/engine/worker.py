@@ -1,0 +1,478 @@
+"""The engine's thread: it owns the model and does everything that touches it, one thing at a time.
+
+One round of the loop: obey commands, read a piece of somebody's prompt, make one frame for
+everyone who speaks. It knows nothing of asyncio beyond handing events to an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from chroma_plugin.audio import FRAME_MS
+from chroma_plugin.config import EngineConfig
+from chroma_plugin.engine.call import Call, Emit, Reply
+from chroma_plugin.engine.outlet import Outlet
+from chroma_plugin.engine.parts import Parts
+from chroma_plugin.engine.runner import MAX_SAID, Runner, StepResult
+from chroma_plugin.engine.scheduler import Scheduler, Slot, Ticket
+from chroma_plugin.engine.voices import VoiceShelf
+from chroma_plugin.errors import (
+    ChromaError,
+    ConfigError,
+    EngineBusy,
+    EngineClosed,
+    EngineError,
+    EngineFailed,
+)
+from chroma_plugin.model.listener import Listener
+from chroma_plugin.model.prompt import TextStream
+from chroma_plugin.reply import EndReason, TextClock, TextDelta, Timings, TurnDone
+from chroma_plugin.session import ReplyRequest
+from chroma_plugin.voice import Voice
+
+log = logging.getLogger(__name__)
+
+PREFILL_POSITIONS = 256
+"""Positions of a prompt that are read between two frames."""
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A session that waits for room."""
+
+    call: Call
+    voice: Voice
+    done: Callable[[ChromaError | None], None]
+    deadline_s: float
+
+
+class Mail:
+    """Events on their way to event loops, delivered once per round."""
+
+    def __init__(self) -> None:
+        self._out: dict[asyncio.AbstractEventLoop, list[tuple[Callable[..., None], Any]]] = {}
+
+    def put(self, loop: asyncio.AbstractEventLoop, receiver: Callable[..., None], it: Any) -> None:
+        self._out.setdefault(loop, []).append((receiver, it))
+
+    def send(self) -> None:
+        """Hands everything over; what is for a closed loop is dropped."""
+        for loop, letters in self._out.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, letters)
+            except RuntimeError:
+                log.debug("an event loop was closed before its replies ended")
+        self._out = {}
+
+
+def _deliver(letters: list[tuple[Callable[..., None], Any]]) -> None:
+    for receiver, it in letters:
+        receiver(it)
+
+
+class Worker:
+    """The loop.
+
+    Args:
+        config: limits.
+        load: makes the parts, on the worker's thread.
+    """
+
+    def __init__(self, config: EngineConfig, load: Callable[[EngineConfig], Parts]) -> None:
+        self.config, self._load = config, load
+        self.mail = Mail()
+        self.failure: EngineFailed | None = None
+        self.closed = False
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="chroma-engine", daemon=True)
+        self._loaded: Callable[[BaseException | None], None] = lambda error: None
+        self.scheduler = Scheduler(config.max_replies)
+        self.calls: list[Call] = []
+        self._free_rows = list(range(config.max_sessions))
+        self._openings: deque[_Opening] = deque()
+        self.parts: Parts
+        self.runner: Runner
+        self.voices: VoiceShelf
+
+    # -- from other threads ------------------------------------------------------------------
+
+    def start(self, loaded: Callable[[BaseException | None], None]) -> None:
+        """Starts the thread; `loaded` is called there when the model is ready, or failed to be."""
+        self._loaded = loaded
+        self._thread.start()
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Has something done on the thread, after all that was posted before."""
+        self._inbox.put(command)
+
+    def stop(self) -> None:
+        """Ends the thread and waits for it."""
+        self.post(self._close)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            if self.config.num_threads is not None:
+                torch.set_num_threads(self.config.num_threads)
+            self.parts = self._load(self.config)
+            self.runner = Runner(self.parts.model, self.parts.prompt, self.config)
+            self.voices = VoiceShelf(self.runner, self.config)
+            self._warm_up()
+        except BaseException as error:
+            self.closed = True
+            self._loaded(error)
+            return
+        self._loaded(None)
+        try:
+            while not self.closed:
+                self._obey()
+                self._expire()
+                self._read_prompt()
+                self._speak()
+                self.mail.send()
+        except BaseException as error:
+            log.exception("the engine failed")
+            self.failure = EngineFailed(
+                f"The engine failed ({type(error).__name__}: {error}); its sessions are lost. "
+                "Make a new Engine; the log has the details."
+            )
+            self.failure.__cause__ = error
+            self._end_everything(self.failure)
+
+    def _warm_up(self) -> None:
+        """Runs every part once, so that the first reply does not pay for lazy initialisation."""
+        self.voices.ready(Voice.default())
+        self.runner.step(1, think=True, thinker_span=1, span=1)
+        self.runner.step(1, think=False, thinker_span=1, span=1)
+        self.runner.clock.read()
+
+    def _obey(self) -> None:
+        """Runs the posted commands; waits for one if there is nothing else to do."""
+        busy = bool(self.scheduler.speaking) or self._next_prompt() is not None
+        try:
+            if not busy:
+                self._inbox.get(timeout=self._patience_s())()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _patience_s(self) -> float | None:
+        deadlines = [o.deadline_s for o in self._openings]
+        deadlines += [t.deadline_s for t in self.scheduler.waiting]
+        return max(min(deadlines) - time.monotonic(), 0.0) + 0.001 if deadlines else None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._openings and now > self._openings[0].deadline_s:
+            self._openings.popleft().done(
+                EngineBusy(
+                    f"All {self.config.max_sessions} sessions of this engine are open and none was "
+                    f"closed within {self.config.queue_timeout_s:g} s. Try again later, or raise "
+                    "EngineConfig.max_sessions."
+                )
+            )
+        if len(self.scheduler.speaking) < self.config.max_replies:
+            return  # whoever waits now waits for its own prompt to be read
+        for ticket in self.scheduler.expire(now):
+            call = self._call_of(ticket)
+            assert call.reply is not None
+            call.reply.emit(
+                EngineBusy(
+                    f"All {self.config.max_replies} rows of this engine are speaking and none "
+                    f"became free within {self.config.queue_timeout_s:g} s. Try again later, or "
+                    "raise EngineConfig.max_replies."
+                )
+            )
+            call.end_reply()
+
+    # -- reading prompts ---------------------------------------------------------------------
+
+    def _next_prompt(self) -> Call | None:
+        """Whose prompt is read next: first those that wait for their reply, then listeners."""
+        unread = [c for c in self.calls if c.dialogue.cached < c.dialogue.positions]
+        waiting = [c for c in unread if c.reply is not None and c.reply.hidden is None]
+        if waiting:
+            return min(waiting, key=lambda c: c.reply.asked_s if c.reply else 0.0)
+        listening = [c for c in unread if c.reply is None]
+        return listening[0] if listening else None
+
+    def _read_prompt(self) -> None:
+        call = self._next_prompt()
+        if call is None:
+            return
+        begin, dialogue, reply = time.perf_counter(), call.dialogue, call.reply
+        embeds = dialogue.pending(PREFILL_POSITIONS)
+        hidden = self.runner.prefill(call.thinker_row, embeds, dialogue.cached)
+        dialogue.cached += len(embeds)
+        if reply is not None:
+            reply.spend("prefill", (time.perf_counter() - begin) * 1000)
+            if dialogue.cached == dialogue.positions:
+                reply.hidden = hidden
+
+    # -- speaking ----------------------------------------------------------------------------
+
+    def _speak(self) -> None:
+        """One frame for every row."""
+        for slot in self.scheduler.admit(lambda ticket: self._reply_of(ticket).ready):
+            self._begin(slot)
+        slots = list(self.scheduler.speaking.values())
+        if not slots:
+            return
+        writing = [s for s in slots if s.texting] if self.scheduler.even else []
+        result = self.runner.step(
+            self.scheduler.batch,
+            think=bool(writing),
+            thinker_span=max(
+                (self._call_of(s.ticket).dialogue.positions for s in writing), default=0
+            )
+            + 1,
+            span=max(s.position for s in slots) + 3,
+        )
+        parts = self.runner.clock.read()
+        self.scheduler.stepped()
+        for slot in slots:
+            for part, ms in parts.items():
+                self._reply_of(slot.ticket).spend(part, ms)
+            self._take(slot, result, pair=slot in writing)
+
+    def _begin(self, slot: Slot) -> None:
+        call = self._call_of(slot.ticket)
+        reply = self._reply_of(slot.ticket)
+        assert reply.voice is not None and reply.hidden is not None
+        request = reply.request
+        seed = request.sampling.seed
+        self.runner.start(
+            slot.row,
+            reply.voice,
+            call.thinker_row,
+            call.dialogue.positions,
+            reply.hidden,
+            request.sampling,
+            random.getrandbits(63) if seed is None else seed,
+            reply.say,
+        )
+        slot.position = reply.voice.positions
+        reply.started_s = time.monotonic()
+
+    def _take(self, slot: Slot, result: StepResult, *, pair: bool) -> None:
+        """Hands a row's share of a step on, and sees whether its reply has ended."""
+        call, reply = self._call_of(slot.ticket), self._reply_of(slot.ticket)
+        if pair:
+            call.dialogue.cached += slot.frames > 0  # the token before this one has been read
+            self._take_token(slot, reply, int(result.tokens[slot.row]))
+        slot.position += (slot.frames > 0) + 2 * pair
+        codes = result.codes[slot.row]
+        if self.parts.model.is_end_of_speech(codes):
+            return self._finish(slot, reply, EndReason.END_OF_SPEECH)
+        slot.frames += 1
+        reason = self._limit(slot, reply, reply.count_repeats(codes))
+        samples = result.audio[slot.row].numpy()
+        chunk = reply.outlet.push(samples, text_ended=not slot.texting, last=reason is not None)
+        if chunk is not None:
+            reply.first_audio_s = reply.first_audio_s or time.monotonic()
+            reply.emit(chunk)
+        if reason is not None:
+            self._finish(slot, reply, reason)
+
+    def _take_token(self, slot: Slot, reply: Reply, token: int) -> None:
+        if token == self.parts.model.config.im_end:
+            slot.texting = False
+            return
+        reply.entry.tokens.append(token)
+        text, tokens = reply.text.push(token)
+        if text:
+            reply.spoken.append(text)
+            start_ms = reply.text_clock.place(text, slot.frames * FRAME_MS)
+            reply.emit(TextDelta(text, start_ms, tokens))
+
+    def _limit(self, slot: Slot, reply: Reply, repeats: int) -> EndReason | None:
+        if slot.frames >= reply.max_frames:
+            return EndReason.MAX_SECONDS
+        if slot.position + 3 > self.config.backbone_positions:
+            return EndReason.POSITIONS
+        if repeats >= self.config.repeat_stop_frames:
+            return EndReason.REPEATED
+        return None
+
+    def _finish(self, slot: Slot, reply: Reply, reason: EndReason) -> None:
+        chunk = reply.outlet.finish()
+        if chunk is not None:
+            reply.emit(chunk)
+        now = time.monotonic()
+        if not slot.frames:  # nothing was spoken, so nothing was said
+            reply.entry.tokens.clear()
+            reply.spoken.clear()
+        reply.emit(
+            TurnDone(
+                reason=reason,
+                text="".join(reply.spoken),
+                audio_ms=reply.outlet.out_ms,
+                tokens=len(reply.entry.tokens),
+                frames=slot.frames,
+                timings=Timings(
+                    queued_ms=(reply.started_s - reply.asked_s) * 1000,
+                    first_audio_ms=max(reply.first_audio_s - reply.asked_s, 0.0) * 1000,
+                    total_ms=(now - reply.asked_s) * 1000,
+                    **{f"{part}_ms": ms for part, ms in reply.parts.items()},
+                ),
+            )
+        )
+        self.scheduler.release(slot)
+        self.runner.stop(slot.row)
+        self._call_of(slot.ticket).end_reply()
+
+    # -- commands ----------------------------------------------------------------------------
+
+    def open(self, call: Call, voice: Voice, done: Callable[[ChromaError | None], None]) -> None:
+        """Gives a conversation its row in the thinker's cache, now or when one becomes free."""
+        deadline = time.monotonic() + self.config.queue_timeout_s
+        self._openings.append(_Opening(call, voice, done, deadline))
+        self._open_next()
+
+    def _open_next(self) -> None:
+        while self._openings and self._free_rows:
+            opening = self._openings.popleft()
+            try:
+                self.voices.ready(opening.voice)
+            except ChromaError as error:
+                opening.done(error)
+                continue
+            opening.call.thinker_row = self._free_rows.pop(0)
+            self.calls.append(opening.call)
+            opening.done(None)
+
+    def end(self, call: Call) -> None:
+        """Ends a conversation and frees its row."""
+        self._openings = deque(o for o in self._openings if o.call is not call)
+        if call not in self.calls:
+            return
+        self.cancel(call)
+        self.calls.remove(call)
+        self._free_rows.append(call.thinker_row)
+        self._open_next()
+
+    def guard(self, call: Call, command: Callable[[], None]) -> None:
+        """Runs a conversation's command; what goes wrong in it is that conversation's alone."""
+        try:
+            command()
+        except Exception as error:
+            log.exception("a conversation failed")
+            broken = EngineError(
+                f"This conversation failed ({type(error).__name__}: {error}) and cannot go on; "
+                "close it and open another session. The log has the details."
+            )
+            call.broken = broken
+            if call.reply is not None:
+                call.reply.emit(broken)
+                self.cancel(call)
+
+    def reply(self, call: Call, request: ReplyRequest, emit: Emit, asked_s: float) -> None:
+        """Queues a reply."""
+        if call not in self.calls:
+            return emit(EngineClosed("The conversation was ended before its reply began."))
+        if call.broken is not None:
+            return emit(call.broken)
+        self.cancel(call)
+        try:
+            call.reply = self._new_reply(call, request, emit, asked_s)
+            begin = time.perf_counter()
+            call.reply.voice = self.voices.ready(request.voice)
+            call.reply.spend("voice", (time.perf_counter() - begin) * 1000)
+            reserve = (
+                call.reply.max_frames // 2 + 2 if call.reply.say is None else len(call.reply.say)
+            )
+            if not call.dialogue.forget_beyond(self.config.thinker_positions - reserve):
+                raise ConfigError(
+                    f"The instructions and the last turn take {call.dialogue.positions} positions; "
+                    f"{self.config.thinker_positions - reserve} are left beside the reply. Shorten "
+                    "the instructions or raise EngineConfig.thinker_positions."
+                )
+        except ChromaError as error:
+            call.end_reply()
+            return emit(error)
+        deadline = asked_s + self.config.queue_timeout_s
+        self.scheduler.submit(Ticket(call, asked_s, deadline))
+
+    def _new_reply(self, call: Call, request: ReplyRequest, emit: Emit, asked_s: float) -> Reply:
+        say = None if request.say is None else self.parts.prompt.encode(request.say)
+        if say is not None and len(say) >= min(MAX_SAID, self.config.thinker_positions // 2):
+            raise ConfigError(
+                f"say() was given {len(say)} tokens of text, which is too long for one reply; "
+                "say it in several pieces."
+            )
+        entry, aside = call.open_reply(request.turn, request.instructions)
+        most_s = min(request.max_reply_s or self.config.max_reply_s, self.config.max_reply_s)
+        return Reply(
+            request=request,
+            emit=emit,
+            entry=entry,
+            aside=aside,
+            say=say,
+            max_frames=max(round(most_s * 1000 / FRAME_MS), 1),
+            asked_s=asked_s,
+            text=TextStream(self.parts.prompt),
+            text_clock=TextClock(request.voice.chars_per_second),
+            outlet=Outlet(),
+        )
+
+    def cancel(self, call: Call, turn: int | None = None) -> None:
+        """Stops a conversation's reply, if it still is this one."""
+        if call.reply is None or turn not in (None, call.reply.request.turn):
+            return
+        slot = self.scheduler.withdraw(call)
+        if slot is not None:
+            self.runner.stop(slot.row)
+        call.end_reply()
+
+    # -- the rest ----------------------------------------------------------------------------
+
+    def new_call(self) -> Call:
+        """A conversation without a row yet."""
+        parts = self.parts
+        tower = parts.model.thinker.audio_tower
+        return Call(parts.prompt, parts.model.embed_tokens, lambda: Listener(parts.mel, tower))
+
+    @staticmethod
+    def _call_of(ticket: Ticket) -> Call:
+        assert isinstance(ticket.key, Call)
+        return ticket.key
+
+    def _reply_of(self, ticket: Ticket) -> Reply:
+        reply = self._call_of(ticket).reply
+        assert reply is not None
+        return reply
+
+    def _close(self) -> None:
+        self.closed = True
+        self._end_everything(EngineClosed("The engine was closed while this was going on."))
+
+    def _end_everything(self, error: ChromaError) -> None:
+        """Tells everyone who waits that there is nothing to wait for, and lets go of the model."""
+        for opening in self._openings:
+            opening.done(error)
+        for call in self.calls:
+            if call.reply is not None:
+                call.reply.emit(error)
+                call.reply = None
+        self._openings.clear()
+        self.calls.clear()
+        self.scheduler = Scheduler(self.config.max_replies)
+        self.mail.send()
+        if hasattr(self, "runner"):
+            del self.runner, self.parts, self.voices
