@@ -47,7 +47,7 @@ Model = Annotated[
     str,
     typer.Option(help=f"{DEFAULT_MODEL}, a checkpoint folder, or a hub id ({RELEASED_MODEL})."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the reply goes, as WAV.")]
 Plot = Annotated[
     Path | None, typer.Option(help="A picture of voice, questions and replies, as PNG.")
@@ -55,7 +55,7 @@ Plot = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON on stdout, all else on stderr.")
 ]
-MaxSeconds = Annotated[float, typer.Option(help="A cap on each reply.")]
+MaxSeconds = Annotated[float, typer.Option(min=0.08, max=3600, help="A cap on each reply.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Pipecat's own log.")]
 
 
@@ -78,7 +78,7 @@ def talk(
     questions: Annotated[
         list[Path],
         typer.Argument(
-            metavar="QUESTION.wav ...", help="Recordings: WAV, FLAC, MP3 or OGG; one conversation."
+            metavar="QUESTION.wav", help="Recordings: WAV, FLAC, MP3 or OGG; one conversation."
         ),
     ],
     output: Output,
@@ -91,10 +91,12 @@ def talk(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     instructions: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest code.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among so many codes; 0 means all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw among codes of this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same speech.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=5, help="0 takes the likeliest code.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many codes; 0: all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among so likely codes.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed, the same speech.")] = None,
     max_seconds: MaxSeconds = 60.0,
     plot: Plot = None,
     fast: Annotated[bool, typer.Option("--fast", help="Do not wait at the pace of sound.")] = False,
@@ -105,12 +107,8 @@ def talk(
     with _told():
         sampling = SamplingParams(temperature, top_k, top_p, seed)
         config = EngineConfig(model, device, max_replies=1, max_reply_s=max_seconds)
-        if (voice is None) != (transcript is None):
-            raise ConfigError(
-                "--voice and --transcript belong together: the clip, and what is said in it."
-            )
-        job = _Job(config, tuple(questions), _voice(voice, transcript), instructions, sampling,
-                   fast, output, plot)  # fmt: skip
+        speaker = _voice(voice, transcript)
+        job = _Job(config, tuple(questions), speaker, instructions, sampling, fast, output, plot)
         _converse(job, as_json, verbose)
 
 
@@ -128,16 +126,13 @@ def demo(
     """Ask the packaged question, and the recordings in $CHROMA_TEST_AUDIO if there are any."""
     with _told():
         config = EngineConfig(model, device, max_replies=1, max_reply_s=max_seconds)
-        job = _Job(config, tuple(_demo_questions()), _voice(None, None), None, SamplingParams(),
-                   fast, output, plot)  # fmt: skip
+        asked, voice = tuple(_demo_questions()), _voice(None, None)
+        job = _Job(config, asked, voice, None, SamplingParams(), fast, output, plot)
         _converse(job, as_json, verbose)
 
 
 @app.command()
-def doctor(
-    model: Model = DEFAULT_MODEL,
-    as_json: AsJson = False,
-) -> None:
+def doctor(model: Model = DEFAULT_MODEL, as_json: AsJson = False) -> None:
     """Look for what is missing, broken or does not fit, and say which command mends it."""
     from chroma_plugin.doctor import as_json as to_json
     from chroma_plugin.doctor import examine
@@ -186,7 +181,8 @@ def _converse(job: _Job, as_json: bool, verbose: bool) -> None:
         from chroma_plugin.plot import require_matplotlib
 
         require_matplotlib()
-    questions = [read_audio(path, INPUT_RATE_HZ) for path in job.questions]
+    longest_s = job.config.max_turn_s
+    questions = [read_audio(p, INPUT_RATE_HZ, max_seconds=longest_s) for p in job.questions]
     _load_pipecat(verbose)
     with _Progress(len(questions)) as progress:
         report, weights = asyncio.run(_talk(job, progress))
@@ -232,7 +228,13 @@ def weights_kind(folder: Path) -> str:
 def _voice(clip: Path | None, transcript: str | None) -> Voice:
     from chroma_plugin.voice import Voice
 
-    return Voice.default() if clip is None else Voice.from_file(clip, transcript or "")
+    if clip is None and transcript is None:
+        return Voice.default()
+    if clip is None or transcript is None:
+        raise ConfigError(
+            "--voice and --transcript belong together: the clip, and what is said in it."
+        )
+    return Voice.from_file(clip, transcript)
 
 
 def _demo_questions() -> Iterator[Path]:
@@ -279,14 +281,12 @@ def _load_pipecat(verbose: bool) -> None:
                 "Look for the reason: chroma-plugin doctor"
             ) from error
         raise ChromaError(
-            "Pipecat is not installed, and recordings are asked through a pipeline of it. "
-            "Install it: pip install 'pipecat-ai>=1.14,<2'"
+            f"Pipecat is missing or too old ({error}); recordings are asked through a pipeline "
+            "of it. Install it: pip install 'pipecat-ai>=1.14,<2'"
         ) from error
 
 
-def _draw(
-    path: Path, voice: Voice, questions: Sequence[Samples], report: TalkReport
-) -> None:  # fmt: skip
+def _draw(path: Path, voice: Voice, questions: Sequence[Samples], report: TalkReport) -> None:
     from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, pcm_to_float
     from chroma_plugin.plot import Track, save_plot
 
@@ -356,30 +356,19 @@ def _show(out: Console, job: _Job, report: TalkReport, weights: str) -> None:
 def _rows(turns: Sequence[TalkTurn]) -> Iterator[tuple[str, list[str]]]:
     yield "reply", [f"{t.reply_seconds:.2f} s" for t in turns]
     yield "ended by", [t.reason.replace("_", " ") for t in turns]
-    yield (
-        "time to first audio",
-        ["-" if t.ttfa_ms is None else f"{t.ttfa_ms:.0f} ms" for t in turns],
-    )
-    yield "real-time factor", ["-" if t.rtf is None else f"{t.rtf:.3f}" for t in turns]
-    for title, part in (
-        ("  queue", "queued_ms"),
-        ("  voice", "voice_ms"),
-        ("  prefill", "prefill_ms"),
-        ("  thinker", "thinker_ms"),
-        ("  backbone", "backbone_ms"),
-        ("  depth decoder", "depth_ms"),
-        ("  codec", "codec_ms"),
-    ):
-        yield title, [f"{getattr(t.timings, part):.0f} ms" for t in turns]
+    yield "first audio", ["-" if t.ttfa_ms is None else f"{t.ttfa_ms:.0f} ms" for t in turns]
+    yield "RTF", ["-" if t.rtf is None else f"{t.rtf:.3f}" for t in turns]
+    for part in ("queued", "voice", "prefill", "thinker", "backbone", "depth", "codec"):
+        yield f"  {part}", [f"{getattr(t.timings, f'{part}_ms'):.0f} ms" for t in turns]
 
 
 def _summary(job: _Job, report: TalkReport, weights: str) -> dict[str, Any]:
     """The line of JSON; `ttfa_ms` is the mean of the turns, `rtf` that of all their audio."""
     spoken = [t for t in report.turns if t.rtf is not None and t.ttfa_ms is not None]
     seconds = sum(t.reply_seconds for t in spoken)
-    turns = [
-        {key: value for key, value in asdict(turn).items() if key != "pcm"} for turn in report.turns
-    ]
+    turns = [asdict(turn) for turn in report.turns]
+    for turn in turns:
+        del turn["pcm"]
     return {
         "text": "\n".join(t.text.strip() for t in report.turns),
         "reply_seconds": seconds,

@@ -206,7 +206,7 @@ class ReplyStream:
             self._ready.append(event)
             self._made_ms = event.end_ms
         elif isinstance(event, TurnDone):
-            if event.reason is EndReason.END_OF_SPEECH:
+            if event.reason is EndReason.END_OF_SPEECH and event.audio_ms:
                 self._release_text(float("inf"))
             elif self._waiting_text:  # cut off before it was spoken
                 self._waiting_text.clear()

@@ -205,7 +205,8 @@ class Worker:
 
     def _next_prompt(self) -> Call | None:
         """Whose prompt is read next: first those that wait for their reply, then listeners."""
-        unread = [c for c in self.calls if c.dialogue.cached < c.dialogue.positions]
+        room = self.config.thinker_positions  # what does not fit waits until a reply makes room
+        unread = [c for c in self.calls if c.dialogue.cached < c.dialogue.positions <= room]
         waiting = [c for c in unread if c.reply is not None and c.reply.hidden is None]
         if waiting:
             return min(waiting, key=lambda c: c.reply.asked_s if c.reply else 0.0)

@@ -18,21 +18,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chroma_plugin.config import DEFAULT_MODEL
-from chroma_plugin.errors import CheckpointError
+from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL
+from chroma_plugin.errors import CheckpointError, ConfigError
+from chroma_plugin.model.backbone import AudioEmbedding
 from chroma_plugin.model.chroma import ChromaModel
-from chroma_plugin.model.config import ChromaConfig
+from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
 from chroma_plugin.model.layers import Block, Rope, Transformer
 
-SHARED_TABLE = "decoder.audio_embedding.embed_audio_tokens.weight"
-"""The depth decoder's audio embeddings: in the file, equal to the backbone's, or left out."""
-LM_HEAD = "thinker.lm_head.weight"
+EMBEDDING, LM_HEAD = "thinker.model.embed_tokens.weight", "thinker.lm_head.weight"
+AUDIO_TABLE = "backbone.audio_embedding.embed_audio_tokens.weight"
+DEPTH_AUDIO_TABLE = "decoder.audio_embedding.embed_audio_tokens.weight"
+TWINS = {LM_HEAD: EMBEDDING, DEPTH_AUDIO_TABLE: AUDIO_TABLE}
+"""Keys that a file may leave out or repeat, with the key whose tensor they share then."""
 
 NOT_NEEDED = re.compile(
     r"thinker\.visual\..*"  # eyes: never used for speech
     r"|thinker\.audio_tower\.audio_bos_eos_token\.weight"  # of training; not read in generation
-    r"|codec_model\.quantizer\.acoustic_residual_vector_quantizer\.layers\.(\d+)\..*"  # if beyond 8
 )
+ACOUSTIC = re.compile(
+    r"codec_model\.quantizer\.acoustic_residual_vector_quantizer\.layers\.(\d+)\..*"
+)
+KINDS = ("F32", "F16", "BF16")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
@@ -63,6 +69,7 @@ class Stored:
 
     file: Path
     shape: tuple[int, ...]
+    kind: str  # safetensors' word for the dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +90,18 @@ def find_checkpoint(model: str | Path) -> Path:
     """
     if str(model) == DEFAULT_MODEL:
         return Path(str(files("chroma_plugin") / "assets" / DEFAULT_MODEL))
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # the ~ of an unknown user
+        folder = Path(model)
     if folder.is_dir():
         return folder
-    if isinstance(model, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if folder.exists():
+        raise CheckpointError(f"{model}: is a file. Name the folder that it is in.")
+    if isinstance(model, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         raise CheckpointError(
             f"{model}: no such folder. Name a checkpoint folder, a hub id such as "
-            f"FlashLabs/Chroma-4B, or {DEFAULT_MODEL}, which is inside this package."
+            f"{RELEASED_MODEL}, or {DEFAULT_MODEL}, which is inside this package."
         )
     from huggingface_hub import snapshot_download
 
@@ -97,9 +109,10 @@ def find_checkpoint(model: str | Path) -> Path:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES))
     except Exception as error:  # network, rights, names: the hub raises many kinds
         raise CheckpointError(
-            f"{model}: cannot be had from the Hugging Face hub ({type(error).__name__}: {error}). "
-            "Check the name and the network, run `hf auth login` if the model asks for it, or "
-            "download it elsewhere and name the folder."
+            f"{model}: is no folder here, and cannot be had from the Hugging Face hub "
+            f"({type(error).__name__}: {error}). Check the name and the network, run "
+            "`hf auth login` if the model asks for it, or download it elsewhere and name the "
+            "folder."
         ) from error
 
 
@@ -109,14 +122,10 @@ def check_checkpoint(folder: Path) -> CheckpointReport:
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    config = ChromaConfig.from_folder(folder)
-    with torch.device("meta"):
-        model = ChromaModel(config)
-    stored = _read_headers(folder)
-    _compare(released_layout(model), stored, config, folder)
+    model, stored = _outline(folder)
     parameters = sum(p.numel() for p in model.parameters())
     sizes = {s.file: s.file.stat().st_size for s in stored.values()}
-    return CheckpointReport(folder, config, parameters, sum(sizes.values()))
+    return CheckpointReport(folder, model.config, parameters, sum(sizes.values()))
 
 
 def load_checkpoint(
@@ -130,38 +139,29 @@ def load_checkpoint(
     Args:
         folder: config.json and one or more model*.safetensors.
         device: where to.
-        dtype: of thinker, backbone and depth decoder; the codec stays float32.
+        dtype: of the weights of thinker, backbone and depth decoder; the codec and the frequencies
+            of rotary positions stay float32.
 
     Raises:
         CheckpointError: config.json is of another model; a shard is missing, truncated or no
-            safetensors; a key is missing or unknown; a shape is wrong. Names file and key.
+            safetensors; a key is missing, unknown or there twice; a shape or a dtype is wrong.
+            Names file and key.
     """
-    config = ChromaConfig.from_folder(folder)
-    stored = _read_headers(folder)
-    with torch.device("meta"):
-        model = ChromaModel(config)
-    _compare(released_layout(model), stored, config, folder)
-    for part in (model.thinker, model.backbone, model.depth):
-        part.to(dtype)
-    model.to_empty(device=device).requires_grad_(False)
-    if LM_HEAD not in stored:
-        model.thinker.lm_head.weight = model.thinker.embedding.weight
+    model, stored = _outline(folder)
+    _part_twins(model, stored)
+    _allocate(model, torch.device(device), dtype)
     layout = released_layout(model)
     for file in sorted({s.file for s in stored.values()}):
         with _opened(file, str(device)) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 if key in layout:
                     layout[key].fill(tensors.get_tensor(key))
-    _untie_if_different(model, stored, str(device))
-    for module in model.modules():
-        if isinstance(module, Rope):
-            module.reset()
     model.codec.finalize()
     return model.eval()
 
 
 def released_layout(model: ChromaModel) -> dict[str, Place]:
-    """Every released key that is read, with its place in the model."""
+    """Every released key that is read, with its place in the model; shared tensors once."""
     return dict(_places(model))
 
 
@@ -170,15 +170,15 @@ def _places(model: ChromaModel) -> Iterator[tuple[str, Place]]:
     for name, tensor in thinker.audio_tower.named_parameters():
         name = re.sub(r"\.([qkv]|out)_proj\.", r".self_attn.\1_proj.", name)
         yield f"thinker.audio_tower.{name}", Place(tensor)
-    yield "thinker.model.embed_tokens.weight", Place(thinker.embedding.weight)
-    yield LM_HEAD, Place(thinker.lm_head.weight)
+    yield EMBEDDING, Place(thinker.embedding.weight)
+    if thinker.lm_head.weight is not thinker.embedding.weight:
+        yield LM_HEAD, Place(thinker.lm_head.weight)
     yield from _stack("thinker.model", thinker.transformer)
     yield from _stack("backbone.model", backbone.transformer)
     yield "backbone.codebook0_head.weight", Place(backbone.codebook0_head.weight)
-    yield (
-        "backbone.audio_embedding.embed_audio_tokens.weight",
-        Place(backbone.audio_embedding.table.weight),
-    )
+    yield AUDIO_TABLE, Place(backbone.audio_embedding.table.weight)
+    if depth.audio_embedding is not backbone.audio_embedding:
+        yield DEPTH_AUDIO_TABLE, Place(depth.audio_embedding.table.weight)
     yield from _stack("decoder.model", depth.transformer)
     yield "decoder.projection.weight", Place(depth.projection.weight)
     yield "decoder.codebook_head.weight", Place(depth.heads)
@@ -215,6 +215,21 @@ def _rows(fused: nn.Linear, names: list[str], sizes: list[int]) -> Iterator[tupl
         first += size
 
 
+def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
+    """The model without memory, and what the files hold for it: both checked against each other."""
+    config = ChromaConfig.from_folder(folder)
+    try:
+        with torch.device("meta"):
+            model = ChromaModel(config)
+    except (CheckpointError, ConfigError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: describes a model that cannot be built: {error}"
+        ) from error
+    stored = _read_headers(folder)
+    _compare(released_layout(model), stored, folder)
+    return model, stored
+
+
 def _opened(file: Path, device: str = "cpu") -> safe_open:
     try:
         return safe_open(file, framework="pt", device=device)
@@ -225,54 +240,61 @@ def _opened(file: Path, device: str = "cpu") -> safe_open:
         ) from error
 
 
-def _read_headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor of every shard, by the files' headers; a shard that the index names but that
-    is missing is an error."""
-    shards = sorted(folder.glob("model*.safetensors"))
+def _shards(folder: Path) -> list[Path]:
+    """The files that hold weights: those of the index, or every one where there is no index."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, OSError) as error:
-            raise CheckpointError(f"{index}: is not a readable index ({error}).") from error
-        missing = sorted(listed - {s.name for s in shards})
-        if missing:
-            raise CheckpointError(
-                f"{folder}: {len(missing)} of {len(listed)} shards are missing, the first is "
-                f"{missing[0]}. Finish the download."
-            )
-        shards = [s for s in shards if s.name in listed]
+    if not index.is_file():
+        return sorted(folder.glob("model*.safetensors"))
+    try:
+        listed = {folder / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{index}: is not a readable index ({type(error).__name__}: {error}). Download it "
+            "again."
+        ) from error
+    missing = sorted(shard for shard in listed if not shard.is_file())
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(listed)} shards are missing, the first is "
+            f"{missing[0].name}. Finish the download."
+        )
+    return sorted(listed)
+
+
+def _read_headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of every shard, by the files' headers."""
+    shards = _shards(folder)
     if not shards:
         raise CheckpointError(
-            f"{folder}: holds no model*.safetensors. Download the weights; other formats are not read, "
-            "because they can run code."
+            f"{folder}: holds no model*.safetensors. Download the weights; other formats are not "
+            "read, because they can run code."
         )
-    stored = {}
+    stored: dict[str, Stored] = {}
     for shard in shards:
         with _opened(shard) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
-                stored[key] = Stored(shard, tuple(tensors.get_slice(key).get_shape()))
+                if key in stored:
+                    raise CheckpointError(
+                        f"{shard}: {key} is in {stored[key].file.name} too. Two checkpoints lie in "
+                        "one folder: take one of them out, or download it again."
+                    )
+                header = tensors.get_slice(key)
+                stored[key] = Stored(shard, tuple(header.get_shape()), header.get_dtype())
     return stored
 
 
-def _compare(
-    layout: dict[str, Place], stored: dict[str, Stored], config: ChromaConfig, folder: Path
-) -> None:
-    optional = {LM_HEAD} if config.tied_lm_head else set()
-    missing = sorted(k for k in layout if k not in stored and k not in optional)
+def _compare(layout: dict[str, Place], stored: dict[str, Stored], folder: Path) -> None:
+    missing = sorted(layout.keys() - stored.keys())
     if missing:
         raise CheckpointError(
             f"{folder}: {len(missing)} keys are missing, the first is {missing[0]}. The checkpoint "
             "is incomplete or of another version; download it again."
         )
     for key, entry in stored.items():
-        if key == SHARED_TABLE:
-            place = layout["backbone.audio_embedding.embed_audio_tokens.weight"]
-        elif key in layout:
-            place = layout[key]
-        elif NOT_NEEDED.fullmatch(key):
-            continue
-        else:
+        place = layout.get(key) or layout.get(TWINS.get(key, ""))
+        if place is None:
+            if _not_needed(key):
+                continue
             raise CheckpointError(
                 f"{entry.file}: the key {key} is unknown. The checkpoint is of another model or a "
                 "newer version of this one."
@@ -282,17 +304,57 @@ def _compare(
                 f"{entry.file}: {key} has shape {list(entry.shape)}, config.json asks for "
                 f"{list(place.shape)}. The two are not of one checkpoint."
             )
+        if entry.kind not in KINDS:
+            raise CheckpointError(
+                f"{entry.file}: {key} is of type {entry.kind}; only {', '.join(KINDS)} are read. "
+                "Take the checkpoint as it was released, not a quantised one."
+            )
 
 
-def _untie_if_different(model: ChromaModel, stored: dict[str, Stored], device: str) -> None:
-    """Gives the depth decoder a table of its own if the file's differs from the backbone's."""
-    if SHARED_TABLE not in stored:
-        return
-    with _opened(stored[SHARED_TABLE].file, device) as tensors:
-        table = tensors.get_tensor(SHARED_TABLE).to(model.dtype)
-    shared = model.backbone.audio_embedding
-    if torch.equal(table, shared.table.weight):
-        return
-    own = type(shared)(shared.codebooks, shared.vocabulary, 0)
-    own.table = nn.Embedding.from_pretrained(table)
-    model.depth.audio_embedding = own
+def _not_needed(key: str) -> bool:
+    acoustic = ACOUSTIC.fullmatch(key)
+    beyond = acoustic is not None and int(acoustic[1]) >= CODEBOOKS - 1
+    return beyond or NOT_NEEDED.fullmatch(key) is not None
+
+
+def _part_twins(model: ChromaModel, stored: dict[str, Stored]) -> None:
+    """Gives head and depth decoder a tensor of their own where the file's is another one."""
+    thinker, depth, shared = model.thinker, model.depth, model.backbone.audio_embedding
+    with torch.device("meta"):
+        if model.config.tied_lm_head and not _same(stored, LM_HEAD):
+            thinker.lm_head.weight = nn.Parameter(torch.empty_like(thinker.embedding.weight))
+        if not _same(stored, DEPTH_AUDIO_TABLE):
+            size = shared.table.embedding_dim
+            depth.audio_embedding = AudioEmbedding(shared.codebooks, shared.vocabulary, size)
+
+
+def _same(stored: dict[str, Stored], key: str) -> bool:
+    """Whether a key's tensor is its twin's, or left out; compared as they lie in the files."""
+    if key not in stored:
+        return True
+    first, second = stored[key], stored[TWINS[key]]
+    with _opened(first.file) as a, _opened(second.file) as b:
+        return first.kind == second.kind and torch.equal(
+            a.get_tensor(key), b.get_tensor(TWINS[key])
+        )
+
+
+def _allocate(model: ChromaModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Takes memory for every weight, shared ones once; what it holds is loaded next.
+
+    `Module.to_empty` would part shared weights, and `Module.to` would round buffers: rotary
+    frequencies in bfloat16 are a whole radian off after a thousand positions.
+    """
+    codec = set(model.codec.modules())
+    made: dict[Tensor, nn.Parameter] = {}
+    for module in model.modules():
+        kind = torch.float32 if module in codec else dtype
+        for name, weight in module.named_parameters(recurse=False):
+            if weight not in made:
+                empty = torch.empty(weight.shape, dtype=kind, device=device)
+                made[weight] = nn.Parameter(empty, requires_grad=False)
+            setattr(module, name, made[weight])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=torch.float32, device=device))
+        if isinstance(module, Rope):
+            module.reset()

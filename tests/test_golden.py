@@ -1,0 +1,144 @@
+"""Agreement with the official implementation, by the plain loop and through the engine.
+
+Further folders can be named in CHROMA_GOLDEN_DIRS, separated by colons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from chroma_plugin.config import GREEDY
+from chroma_plugin.engine.engine import Engine
+from chroma_plugin.engine.runner import Runner, StepResult
+from chroma_plugin.reply import TurnDone
+from chroma_plugin.session import Session
+from tests.golden import Golden, assert_close, folders, load
+
+pytestmark = pytest.mark.golden
+PIECE = 1_234  # samples of user audio pushed at a time
+
+
+@pytest.fixture(params=folders(), ids=lambda folder: folder.name)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    folder: Path = request.param
+    return load(folder)
+
+
+@pytest.mark.parametrize("piece", [None, PIECE], ids=["at_once", "in_pieces"])
+def test_the_plain_loop_agrees(golden: Golden, piece: int | None) -> None:
+    expected, model = golden.expected, golden.model
+    voice = model.voice_prompt(golden.transcript, torch.tensor(golden.clip))
+    assert torch.equal(voice.codes[None], expected["prompt_codes"])
+
+    made = model.generate_greedy(golden.embeds(piece), voice.embeds, golden.frames)
+
+    assert torch.equal(made.codes[None], expected["codes"])
+    assert made.text_ids == expected["text_ids"].tolist()
+    assert_close(made.text_logits, expected["thinker_first_logits"][0], "first text logits")
+    assert_close(made.backbone_logits, expected["backbone_logits"][0], "backbone logits")
+    assert_close(model.codec.decode(made.codes.T[None]), expected["audio"], "audio")
+
+
+def test_the_first_backbone_input_agrees(golden: Golden) -> None:
+    model = golden.model
+    voice = model.voice_prompt(golden.transcript, torch.tensor(golden.clip))
+    first = golden.expected["prefill_embeds"][0]
+    assert_close(voice.embeds, first[: len(voice.embeds)], "voice prompt")
+    token = model.embed_tokens(golden.expected["text_ids"].tolist()[:1])
+    assert_close(token, first[-1:], "first text token")
+
+
+@dataclass
+class Recorder:
+    """Writes down what the runner makes, row by row."""
+
+    codes: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    audio: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def watch(self, runner: Runner, row: int) -> None:
+        step = runner.step
+
+        def watched(batch: int, *, think: bool, thinker_span: int, span: int) -> StepResult:
+            active = row < batch and bool(runner.rows.active[row])
+            texting = think and active and bool(runner.rows.texting[row])
+            result = step(batch, think=think, thinker_span=thinker_span, span=span)
+            if active:
+                self.codes.append(result.codes[row])
+                self.audio.append(result.audio[row])
+                self.logits.append(runner.code0_logits[row].clone())
+            if texting:
+                self.tokens.append(int(result.tokens[row]))
+            return result
+
+        runner.step = watched  # type: ignore[method-assign]
+
+    def assert_agrees(self, golden: Golden) -> None:
+        expected, frames = golden.expected, golden.frames
+        assert torch.equal(torch.stack(self.codes)[:frames], expected["codes"][0])
+        assert self.tokens == expected["text_ids"].tolist()
+        logits = torch.stack(self.logits)[:frames]
+        assert_close(logits, expected["backbone_logits"][0], "backbone logits")
+        audio = torch.cat(self.audio)[: frames * 1920]
+        assert_close(audio, expected["audio"][0, 0], "audio")
+
+
+async def converse(engine: Engine, golden: Golden) -> Session:
+    """Opens the golden conversation, up to the end of its last turn."""
+    session = await engine.open_session(
+        voice=golden.voice(), sampling=GREEDY, max_reply_s=golden.seconds
+    )
+    middle = golden.pieces()[1:-1]
+    for i, samples in enumerate(golden.audio):
+        for start in range(0, len(samples), PIECE):
+            session.push_audio(samples[start : start + PIECE])
+        if i < len(middle):
+            session.commit_audio()
+            # what lies between two turns of audio: its first id closes the one, its last opens
+            # the other
+            session.add_user_text(" ".join(map(str, middle[i][1:-1])))
+    return session
+
+
+async def test_the_engine_agrees(golden: Golden) -> None:
+    recorder = Recorder()
+    async with asyncio.timeout(60):
+        engine = Engine(
+            golden.config(repeat_stop_frames=10_000), load=lambda config: golden.parts()
+        )
+        async with engine:
+            assert engine._worker is not None
+            recorder.watch(engine._worker.runner, row=0)
+            session = await converse(engine, golden)
+            events = [event async for event in session.commit_turn()]
+            await session.aclose()
+    done = events[-1]
+    assert isinstance(done, TurnDone)
+    assert done.frames == golden.frames
+    recorder.assert_agrees(golden)
+
+
+async def test_a_cached_voice_and_a_kept_conversation_agree(golden: Golden) -> None:
+    """A second session of the same engine: the voice comes from the cache, the row was used."""
+    recorder = Recorder()
+    async with asyncio.timeout(60):
+        engine = Engine(
+            golden.config(repeat_stop_frames=10_000, max_sessions=1),
+            load=lambda config: golden.parts(),
+        )
+        async with engine:
+            first = await converse(engine, golden)
+            [event async for event in first.commit_turn()]
+            await first.aclose()
+            assert engine._worker is not None
+            recorder.watch(engine._worker.runner, row=0)
+            again = await converse(engine, golden)
+            [event async for event in again.commit_turn()]
+    recorder.assert_agrees(golden)
