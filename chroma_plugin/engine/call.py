@@ -99,6 +99,15 @@ class Call:
         self._new_listener = new_listener
         self._listener: Listener | None = None
         self._hearing: Entry | None = None  # the unfinished turn's place in the dialogue
+        self._next_system: list[int] | None = None  # waits for the reply to end
+
+    def set_system(self, text: str) -> None:
+        """Replaces the system prompt; a reply that is being made keeps the one that it began with."""
+        ids = self.prompt.system(text)
+        if self.reply is None:
+            self.dialogue.set_system(ids)
+        else:
+            self._next_system = ids
 
     # -- the user ----------------------------------------------------------------------------
 
@@ -175,6 +184,9 @@ class Call:
             self.dialogue.remove(reply.entry)
         if reply.aside is not None:
             self.dialogue.remove(reply.aside)
+        if self._next_system is not None:
+            self.dialogue.set_system(self._next_system)
+            self._next_system = None
 
     def keep_reply(self, turn: int, tokens: int) -> None:
         """Cuts a reply's message to what was heard."""

@@ -215,8 +215,7 @@ class EngineConversation:
         self._post(lambda: self._call.add_text(role, text))
 
     def set_instructions(self, instructions: str) -> None:
-        call = self._call
-        self._post(lambda: call.dialogue.set_system(call.prompt.system(instructions)))
+        self._post(lambda: self._call.set_system(instructions))
 
     def start_reply(self, request: ReplyRequest, sink: Sink) -> None:
         worker, asked_s = self._worker, time.monotonic()

@@ -256,6 +256,7 @@ class Worker:
         call = self._call_of(slot.ticket)
         reply = self._reply_of(slot.ticket)
         assert reply.voice is not None and reply.hidden is not None
+        assert call.dialogue.cached == call.dialogue.positions
         request = reply.request
         seed = request.sampling.seed
         self.runner.start(

@@ -1,4 +1,4 @@
-"""The engine on the packaged checkpoint: the contract that every engine keeps, and what is its own."""
+"""The engine on the packaged checkpoint: the contract of every engine, and what is its own."""
 
 from __future__ import annotations
 
@@ -198,10 +198,31 @@ async def test_what_was_not_heard_leaves_the_thinker_too() -> None:
         worker, call = worker_of(engine), call_of(session)
         heard = session.history[-1].text
         assert heard and heard != "one two three four five six seven eight nine ten"
-        text = await on_thread(
-            worker, lambda: call.prompt.decode(call.dialogue.entries[-1].tokens)
-        )
+        text = await on_thread(worker, lambda: call.prompt.decode(call.dialogue.entries[-1].tokens))
         assert text == heard
+
+
+async def test_new_instructions_wait_for_the_reply_to_end() -> None:
+    """A reply keeps the prompt that it began with, and its cache stays in step with the log."""
+    async with new_engine() as engine:
+        texts = []
+        for change in (False, True):
+            session = await engine.open_session(
+                max_reply_s=MAX_REPLY_S, sampling=GREEDY, instructions="Be brief."
+            )
+            stream = session.respond()
+            start = await read(stream, chunks=1)
+            if change:
+                session.update(instructions="Be long, and speak of the weather and of houses.")
+            texts.append(start.text + (await read(stream)).text)
+            if change:
+                worker, call = worker_of(engine), call_of(session)
+                await on_thread(worker, lambda: None)
+                spelt = call.prompt.decode(call.dialogue.entries[0].before)
+                assert "weather" in spelt
+                assert (await read(session.respond())).done.frames
+            await session.aclose()
+    assert texts[0] == texts[1]
 
 
 async def test_an_instruction_for_one_reply_is_gone_after_it() -> None:
