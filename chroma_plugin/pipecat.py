@@ -102,7 +102,7 @@ class ChromaRealtimeLLMSettings(LLMSettings):
     `top_p` and `seed` count, and `model` as the name in metrics; the others are refused.
 
     Parameters:
-        voice: whose voice replies are spoken in; None is the packaged one.
+        voice: whose voice replies are spoken in; None, at the start, is the engine's own.
         max_reply_s: the cap on the length of a reply; None leaves the engine's. Not changed live.
     """
 
@@ -132,7 +132,7 @@ class _Stage(Enum):
 
 @dataclass(slots=True)
 class _Response:
-    """The newest reply. Its stream's turn number tells it from any other."""
+    """The newest reply, and how far it is."""
 
     stream: ReplyStream
     asked_at: float
@@ -142,11 +142,15 @@ class _Response:
     first_audio_at: float | None = None  # handed to the transport
     audible_at: float | None = None  # begun by the transport
     heard_ms: float = 0.0  # when it was interrupted, by the clock
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    played: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def audible(self) -> bool:
         return self.stage in (_Stage.OPEN, _Stage.PLAYING)
+
+    @property
+    def played_ms(self) -> float:
+        return (time.monotonic() - self.audible_at) * 1000 if self.audible_at else 0.0
 
 
 class _Ear:
@@ -313,11 +317,8 @@ class ChromaRealtimeLLMService(LLMService):
 
     async def _abort(self) -> None:
         self._run_wanted, self._hearing = False, _Hearing.IDLE
-        if self._response is not None and self._response.task is not None:
-            if self._session is not None:
-                self._session.cancel()
-            self._response.stage = _Stage.OVER
-            await self.cancel_task(self._response.task)
+        if self._response is not None:
+            await self._silence(self._response, _Stage.OVER)
 
     # -- frames in ------------------------------------------------------------------------------
 
@@ -361,10 +362,11 @@ class ChromaRealtimeLLMService(LLMService):
                 await self.push_frame(frame, direction)  # ahead of what it sets off
                 await self._answer()
                 return
-            case BotStartedSpeakingFrame() if self._response and self._response.audible:
+            case BotStartedSpeakingFrame() if self._response:
                 self._response.audible_at = self._response.audible_at or time.monotonic()
-            case BotStoppedSpeakingFrame() if self._is(_Stage.PLAYING):
-                self._played()
+                self._response.played.clear()
+            case BotStoppedSpeakingFrame() if self._response:
+                self._response.played.set()
             case LLMContextUserTurnFrame(text=text):
                 self._transcript = text
                 self._skip_transcript(self._context)
@@ -398,6 +400,7 @@ class ChromaRealtimeLLMService(LLMService):
             try:
                 self._session.push_audio(samples)
             except ChromaError as error:
+                self._hearing = _Hearing.IDLE  # the turn is lost; once is often enough to say so
                 await self._report(error)
 
     async def _take_context(self, context: LLMContext) -> None:
@@ -431,9 +434,6 @@ class ChromaRealtimeLLMService(LLMService):
     def _wanted(self) -> bool:
         return self._run_wanted or self._hearing is _Hearing.SAID
 
-    def _is(self, stage: _Stage) -> bool:
-        return self._response is not None and self._response.stage is stage
-
     async def _run(self) -> None:
         self._run_wanted = True
         await self._answer()
@@ -447,13 +447,14 @@ class ChromaRealtimeLLMService(LLMService):
             return
         if self._response is not None and self._response.audible:
             return
+        asked_at = time.time()
         try:
             stream = self._ask(self._session)
         except ChromaError as error:
             await self._report(error)
             return
         if stream is not None:
-            self._response = _Response(stream, asked_at=time.time())
+            self._response = _Response(stream, asked_at)
             self._response.task = self.create_task(self._speak(self._response))
 
     def _ask(self, session: Session) -> ReplyStream | None:
@@ -508,15 +509,14 @@ class ChromaRealtimeLLMService(LLMService):
             await self._report(error)
         except Exception as error:
             await self.push_error(f"The reply failed: {error}", exception=error)
-        response.stage = _Stage.PLAYING if response.first_audio_at else _Stage.OVER
         await self._close(response)
         if response.first_audio_at:
+            response.stage = _Stage.PLAYING
             ends_at = response.first_audio_at + response.stream.delivered_ms / 1000
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - time.monotonic(), 0) + PLAYED_MARGIN_S):
-                    await response.over.wait()
-        if response.stage is _Stage.PLAYING:
-            response.stage = _Stage.OVER
+                    await response.played.wait()
+        response.stage = _Stage.OVER
         await self._answer()
 
     @traced_llm
@@ -564,27 +564,24 @@ class ChromaRealtimeLLMService(LLMService):
         self._transcript = None
         if self._hearing is not _Hearing.TURN:
             self._run_wanted = False  # as with any frame that waits in a queue
-        response, was_open = self._response, self._is(_Stage.OPEN)
+        response, closing = self._response, False
         if response is not None and response.audible:
-            since = response.audible_at
-            response.heard_ms = (time.monotonic() - since) * 1000 if since else 0.0
-            response.stage = _Stage.CUT
-            if self._session is not None:
-                self._session.cancel()
-            if response.task is not None:
-                await self.cancel_task(response.task)
+            closing = response.stage is _Stage.OPEN
+            response.heard_ms = response.played_ms
+            await self._silence(response, _Stage.CUT)
         await self.push_frame(frame, direction)
-        if response is not None and was_open:
-            with suppress(ChromaError):
-                async for event in response.stream:
-                    response.done = event if isinstance(event, TurnDone) else response.done
+        if response is not None and closing:
+            async for event in response.stream:  # what is left of it is its end
+                response.done = event if isinstance(event, TurnDone) else response.done
             await self._close(response)
         await self._answer()
 
-    def _played(self) -> None:
-        if self._response is not None:
-            self._response.stage = _Stage.OVER
-            self._response.over.set()
+    async def _silence(self, response: _Response, stage: _Stage) -> None:
+        response.stage = stage
+        if self._session is not None:
+            self._session.cancel()
+        if response.task is not None:
+            await self.cancel_task(response.task)
 
     def _settle(self, text: str | None = None) -> None:
         """Cuts an interrupted reply in the history to what was heard of it.
@@ -592,10 +589,12 @@ class ChromaRealtimeLLMService(LLMService):
         Args:
             text: what the assistant aggregator wrote down; None leaves it to the clock.
         """
-        if self._session is not None and self._response is not None and self._is(_Stage.CUT):
-            self._response.stage = _Stage.OVER
-            with suppress(SessionClosed):
-                self._session.truncate(self._response.heard_ms, text=text)
+        response = self._response
+        if self._session is None or response is None or response.stage is not _Stage.CUT:
+            return
+        response.stage = _Stage.OVER
+        with suppress(SessionClosed):
+            self._session.truncate(response.heard_ms, text=text)
 
     async def _report(self, error: ChromaError) -> None:
         busy = isinstance(error, EngineBusy)

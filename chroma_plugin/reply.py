@@ -225,8 +225,7 @@ class ReplyStream:
             self._ready.append(done)
             self._on_settled(self, done)
         else:
-            self._error = event
-            self._on_settled(self, self._cut(EndReason.CANCELLED))
+            self._error = event  # settled when the reader gets it, or by a cancel before that
         self._wake.set()
 
     def _release_text(self, before_ms: float) -> None:

@@ -383,7 +383,7 @@ class Session:
         """The engine has made a reply, or failed at it: write down what was spoken of it."""
         if stream is not self._reply:
             return
-        if done.reason is not EndReason.END_OF_SPEECH:
+        if done.reason is not EndReason.END_OF_SPEECH or not done.audio_ms:
             self._conversation.keep_reply(stream.turn, done.tokens)
         message = Message("assistant", done.text, done.audio_ms, stream.turn)
         self._replace_reply(stream.turn, message if done.text else None)

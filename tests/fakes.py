@@ -27,10 +27,9 @@ class FakeEngine:
         if not self.started or self.closed:
             raise EngineClosed("Call `await engine.start()` before open_session().")
         self.conversations.append(FakeConversation(self))
-        defaults = {"voice": None, "instructions": "", "sampling": None} | settings
-        defaults["voice"] = defaults["voice"] or Voice.default()
-        defaults["sampling"] = defaults["sampling"] or SamplingParams()
-        return Session(self.conversations[-1], **defaults)
+        given = {name: value for name, value in settings.items() if value is not None}
+        defaults = {"voice": Voice.default(), "instructions": "", "sampling": SamplingParams()}
+        return Session(self.conversations[-1], **(defaults | given))
 
     async def close(self) -> None:
         self.closed = True
@@ -61,8 +60,8 @@ class FakeConversation:
                 text = words[i // 2] if i == 0 else " " + words[i // 2]
                 sink(TextDelta(text, clock.place(text, i * 80.0)))
             sink(AudioChunk(b"\x10\x20" * 1920, i * 80.0))
-        reason = EndReason.END_OF_SPEECH if frames == self.engine.frames else EndReason.MAX_SECONDS
-        spoken = " ".join(words[: (frames + 1) // 2])
+        ends, spoken = frames == self.engine.frames, " ".join(words[: (frames + 1) // 2])
+        reason = EndReason.END_OF_SPEECH if ends else EndReason.MAX_SECONDS
         sink(TurnDone(reason, spoken, frames * 80.0, len(words), frames))
 
     def cancel_reply(self, turn: int) -> None:

@@ -159,5 +159,3 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert ours.shape == theirs.shape, f"{what}: {list(ours.shape)} against {list(theirs.shape)}"
     error = float((ours - theirs).abs().max() / theirs.abs().max())
     assert error < 1e-3, f"{what}: off by {error:.2e} of the largest value"
-
-

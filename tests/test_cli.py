@@ -236,7 +236,7 @@ def test_text_of_a_model_cannot_steer_the_terminal(fake: FakeTalk) -> None:
 
 def test_a_reply_of_no_audio_is_said_so(fake: FakeTalk) -> None:
     fake.pcm, fake.text = b"", ""
-    result = run("talk", QUESTION, "-o", "r.wav", "--json")
+    result = run("talk", QUESTION, "-o", "r.wav", "--json", "--plot", "p.png")
     assert result.exit_code == 0, result.output
     assert "There was no audio in the reply." in result.stderr
     assert "(no text)" in result.stderr

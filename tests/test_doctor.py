@@ -32,6 +32,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }  # fmt: skip
     formats = Probe({"formats": ["FLAC", "MP3", "WAV"], "libsndfile": "1.2.2"})
     monkeypatch.setattr(doctor, "version_of", installed.get)
+    monkeypatch.setattr(doctor, "available_memory", lambda: 8e9)
     monkeypatch.setattr(doctor, "probe", lambda code: {
         doctor.TORCH_PROBE: torch_probe(GPU), doctor.AUDIO_PROBE: formats,
     }.get(code, Probe({})))  # fmt: skip

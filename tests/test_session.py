@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chroma_plugin.config import SamplingParams
-from chroma_plugin.errors import AudioError, EngineBusy, EngineClosed, EngineFailed
+from chroma_plugin.errors import AudioError, ConfigError, EngineBusy, EngineClosed, EngineFailed
 from chroma_plugin.reply import (
     AudioChunk,
     EndReason,
@@ -195,8 +195,22 @@ async def test_a_reply_of_no_text_and_one_of_no_audio_end_too() -> None:
     session.respond()
     script.put(TextDelta("unheard", 0.0))
     script.put(done("unheard", 0))
-    assert events_of(await read(session.reply)) == ["unheard", "TurnDone"]
-    assert [m.role for m in session.history] == ["user", "assistant"]
+    assert events_of(await read(session.reply)) == ["TurnDone"]
+    assert [m.role for m in session.history] == ["user"]
+    assert script.sent("keep_reply") == [(2, 0)]
+
+
+async def test_text_that_the_cap_cut_off_is_not_said_to_be_spoken() -> None:
+    session, script = committed()
+    script.put(TextDelta("one", 0.0, tokens=2))
+    script.put(TextDelta(" two", 500.0, tokens=3))
+    script.put(chunk(0))
+    script.put(done("one two", 1, EndReason.MAX_SECONDS))
+    reply = await read(session.reply)
+    assert events_of(reply) == ["one", "AudioChunk", "TurnDone"]
+    assert (reply.done.reason, reply.done.text) == (EndReason.MAX_SECONDS, "one")
+    assert session.history[-1] == Message("assistant", "one", 80.0, 1)
+    assert script.sent("keep_reply") == [(1, 2)]
 
 
 async def test_a_reader_that_waits_is_woken() -> None:
@@ -292,6 +306,13 @@ async def test_an_engine_is_asked_with_the_settings_of_the_moment() -> None:
         ReplyRequest(2, voice, SamplingParams(seed=1), "Hello", None, 3.0),
     ]
     assert script.sent("set_instructions") == ["You are a parrot."]
+
+
+async def test_text_with_half_a_character_is_refused() -> None:
+    session, _ = open_by_hand()
+    for call in (session.say, session.add_user_text):
+        with pytest.raises(ConfigError, match=r"half a character at 3 \(a lone surrogate\)"):
+            call("hal\ud800f")
 
 
 async def test_history_is_handed_to_the_engine_in_order() -> None:
@@ -485,6 +506,7 @@ async def test_an_error_reaches_the_reader_after_what_was_made() -> None:
     assert session.reply.ended
     assert not (await read(session.reply)).events  # once
     assert session.history[-1] == Message("assistant", "w0", 80.0, 1)
+    assert script.sent("keep_reply") == [(1, 1)]
 
 
 async def test_an_error_before_any_audio_leaves_the_users_turn_alone() -> None:

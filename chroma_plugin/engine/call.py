@@ -102,7 +102,7 @@ class Call:
         self._next_system: list[int] | None = None  # waits for the reply to end
 
     def set_system(self, text: str) -> None:
-        """Replaces the system prompt; a reply that is being made keeps the one that it began with."""
+        """Replaces the system prompt; a reply in the making keeps the one that it began with."""
         ids = self.prompt.system(text)
         if self.reply is None:
             self.dialogue.set_system(ids)

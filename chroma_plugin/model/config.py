@@ -88,6 +88,11 @@ class ChromaConfig:
         for section in (text, backbone, depth):
             section.expect("hidden_act", "silu")
         audio.expect("activation_function", "gelu")
+        if audio.integer("n_window") % 2:
+            raise CheckpointError(
+                f"{audio.where}: n_window is {audio.raw['n_window']}; it must be even, so that "
+                "no position spans two blocks."
+            )
         codebooks = root.integer("audio_num_codebooks")
         if codebooks != CODEBOOKS:
             raise CheckpointError(

@@ -141,16 +141,22 @@ class Listener:
         self._peak = max(self._peak, float(raw.max()))
 
     def _finish(self) -> None:
-        """Makes the frames that look past the end: silence follows, one frame a begun hop."""
+        """Makes the frames that look past the end: silence follows, one frame a begun hop.
+
+        The two frames after them still see the last samples: they count for the peak, as they do
+        in the padded clip of transformers, and are dropped.
+        """
         half = self._mel.window_samples // 2
         if self._heard <= half:
             raise ValueError(f"a turn needs more than {half} samples, this one has {self._heard}")
-        wanted = -(-self._heard // self._mel.hop) - self._raw.shape[1]
-        if wanted > 0:
-            needed = (wanted - 1) * self._mel.hop + self._mel.window_samples
-            silence = np.zeros(max(needed - len(self._tail), 0), np.float32)
+        wanted = -(-self._heard // self._mel.hop)
+        missing = wanted - self._raw.shape[1]
+        if missing > 0:
+            needed = (missing + 1) * self._mel.hop + self._mel.window_samples
+            silence = np.zeros(needed - len(self._tail), np.float32)
             self._tail = np.concatenate([self._tail, silence])
             self._transform()
+            self._raw = self._raw[:, :wanted]
 
     @torch.inference_mode()
     def _embed(self, stale: list[int], floor: float) -> None:

@@ -152,7 +152,10 @@ def _template_of(folder: Path) -> str | None:
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
     if old.is_file():
-        return str(json.loads(old.read_text(encoding="utf-8"))["chat_template"])
+        try:
+            return str(json.loads(old.read_text(encoding="utf-8"))["chat_template"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{old}: holds no chat template ({error!r}).") from error
     return None
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL
-from chroma_plugin.errors import CheckpointError, ConfigError
+from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.backbone import AudioEmbedding
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
@@ -217,13 +217,17 @@ def _rows(fused: nn.Linear, names: list[str], sizes: list[int]) -> Iterator[tupl
 
 def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
     """The model without memory, and what the files hold for it: both checked against each other."""
-    config = ChromaConfig.from_folder(folder)
+    source = folder / "config.json"
     try:
+        config = ChromaConfig.from_folder(folder)
         with torch.device("meta"):
             model = ChromaModel(config)
-    except (CheckpointError, ConfigError, RuntimeError) as error:
+    except Exception as error:  # sizes of a wrong kind, or that do not fit each other
+        if isinstance(error, CheckpointError) and str(source) in str(error):
+            raise
         raise CheckpointError(
-            f"{folder / 'config.json'}: describes a model that cannot be built: {error}"
+            f"{source}: describes a model that cannot be built ({type(error).__name__}: {error}). "
+            "Take the config.json that was released with the weights."
         ) from error
     stored = _read_headers(folder)
     _compare(released_layout(model), stored, folder)

@@ -188,6 +188,7 @@ async def conversation(
     messages: Sequence[Any] = (),
     tools: Any = None,
     vad: bool = True,
+    played: bool = True,
     observers: Sequence[BaseObserver] = (),
     metrics: bool = False,
     **service: Any,
@@ -205,7 +206,8 @@ async def conversation(
     )
     call.chroma = ChromaRealtimeLLMService(engine=engine, context=context, **service)
     source = [call.microphone.input()] if vad else []
-    parts = [*source, user, call.chroma, call.tap, call.speaker, assistant]
+    sink = [call.speaker, assistant] if played else []
+    parts = [*source, user, call.chroma, call.tap, *sink]
     call.worker = PipelineWorker(
         Pipeline(parts),
         params=PipelineParams(enable_metrics=metrics, enable_usage_metrics=metrics),

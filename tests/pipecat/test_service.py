@@ -47,7 +47,7 @@ from pipecat.services.settings import LLMSettings
 
 from chroma_plugin.audio import INPUT_RATE_HZ, Samples, float_to_pcm, read_audio
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
-from chroma_plugin.errors import ConfigError, EngineBusy, EngineClosed, EngineFailed
+from chroma_plugin.errors import ConfigError, EngineBusy, EngineClosed, EngineFailed, SessionClosed
 from chroma_plugin.pipecat import ChromaRealtimeLLMService
 from chroma_plugin.reply import AudioChunk, EndReason, Sink, TurnDone
 from chroma_plugin.voice import Voice
@@ -195,7 +195,15 @@ async def test_barge_in(made: str) -> None:
     still_made = made == "while it is made"
     engine = FakeEngine(frames=1000 if still_made else 24, frame_s=0.005 if still_made else 0.0)
     await engine.start()
+    cancelled_first: list[bool] = []
+
     async with conversation(engine) as call:
+
+        async def pushing(_: Any, frame: Any) -> None:
+            if isinstance(frame, InterruptionFrame):
+                cancelled_first.append(bool(call.calls("cancel_reply", "keep_reply")))
+
+        call.chroma.add_event_handler("on_before_push_frame", pushing)
         call.speaker.play_to(0.4)
         await call.say(capital())
         await call.until(lambda: call.speaker.played_s >= 0.4 - 1e-6, "0.4 s played")
@@ -203,6 +211,7 @@ async def test_barge_in(made: str) -> None:
             await call.until(lambda: "TTSStoppedFrame" in call.names(), "all of the reply")
         await call.say(capital())
         await call.until(lambda: call.turns, "an interrupted turn")
+        assert cancelled_first == [False, still_made]  # nothing more is made, then it is told
         # " three" would be said after 0.5 s
         assert call.turns == ["one two"]
         assert call.context.messages == [{"role": "assistant", "content": "one two"}]
@@ -245,6 +254,21 @@ async def test_barge_in_before_the_first_word_leaves_no_message() -> None:
         assert [m.role for m in session.history] == ["user", "user", "assistant"]
         waits = [m.value for m in call.tap.metrics if isinstance(m, TTFBMetricsData)]
         assert len([wait for wait in waits if wait]) == 1  # the one that was not interrupted
+
+
+async def test_what_nobody_plays_nobody_hears(engine: FakeEngine) -> None:
+    engine.frames = 3
+    async with conversation(engine, vad=False, played=False) as call:
+        await call.send(LLMRunFrame())
+        await call.until(lambda: "LLMFullResponseEndFrame" in call.names(), "a reply")
+        await call.send(InterruptionFrame())
+        await call.reached()
+        call.tap.frames.clear()
+        await call.send(LLMRunFrame(), LLMRunFrame())  # and nobody says when it has been played
+        await call.until(lambda: call.names().count("LLMFullResponseEndFrame") == 2, "replies")
+        session = call.chroma._session
+        assert session is not None
+        assert [m.turn for m in session.history] == [2, 3]
 
 
 async def test_interruptions_of_a_silent_bot_change_nothing(engine: FakeEngine) -> None:
@@ -354,7 +378,10 @@ async def test_text_typed_without_a_request_is_known_in_the_next_turn(engine: Fa
         ]
 
 
-async def test_a_run_waits_for_the_audible_reply(engine: FakeEngine) -> None:
+async def test_a_run_waits_for_the_audible_reply(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chroma_plugin.pipecat.PLAYED_MARGIN_S", 3600)
     async with conversation(engine) as call:
         call.speaker.play_to(0.4)
         await call.send(LLMRunFrame())
@@ -509,6 +536,16 @@ async def test_an_engine_that_was_not_started_is_a_permanent_error() -> None:
         assert not call.chroma.is_usable
         await call.say(capital())  # and nothing breaks
         await call.until(lambda: "UserStoppedSpeakingFrame" in call.names(), "the turn's end")
+
+
+async def test_a_session_lost_is_one_error_a_turn(engine: FakeEngine) -> None:
+    async with conversation(engine) as call:
+        assert call.chroma._session is not None
+        await call.chroma._session.aclose()
+        await call.say(capital())
+        await call.until(lambda: "UserStoppedSpeakingFrame" in call.names(), "the turn's end")
+        assert [type(e.exception) for e in call.errors] == [SessionClosed]
+        assert not call.chroma.is_usable
 
 
 async def test_tools_are_warned_about_once(engine: FakeEngine) -> None:
