@@ -161,6 +161,17 @@ class _Section:
             raise CheckpointError(f"{self.where}: {key} is {value!r}; it must be a number.")
         return float(value)
 
+    def axes(self, key: str) -> tuple[int, int, int] | None:
+        match self.raw.get(key):
+            case None:
+                return None
+            case [int(time), int(height), int(width)]:
+                return time, height, width
+            case value:
+                raise CheckpointError(
+                    f"{self.where}: {key} is {value!r}; it must be three whole numbers."
+                )
+
     def expect(self, key: str, wanted: Any) -> None:
         if self.raw.get(key, wanted) != wanted:
             raise CheckpointError(
@@ -174,14 +185,27 @@ def _transformer(section: _Section, *, qkv_bias: bool) -> TransformerConfig:
     section.expect("mlp_bias", False)
     if not qkv_bias:
         section.expect("attention_bias", False)
+    kv_heads = section.integer("num_key_value_heads")
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{section.where}: num_attention_heads is {heads}; it must be a multiple of "
+            f"num_key_value_heads, {kv_heads}."
+        )
+    given = section.raw.get("head_dim") is not None
+    head_dim = section.integer("head_dim") if given else hidden // heads
     theta, scaling, mrope = _rope(section)
+    if head_dim % 2 or (mrope is not None and sum(mrope) != head_dim // 2):
+        raise CheckpointError(
+            f"{section.where}: head_dim is {head_dim}; it must be even, and mrope_section must "
+            f"add up to its half, {head_dim // 2}."
+        )
     return TransformerConfig(
         hidden_size=hidden,
         intermediate_size=section.integer("intermediate_size"),
         layers=section.integer("num_hidden_layers"),
         heads=heads,
-        kv_heads=section.integer("num_key_value_heads"),
-        head_dim=section.raw.get("head_dim") or hidden // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         norm_eps=section.number("rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -194,11 +218,12 @@ def _rope(
     section: _Section,
 ) -> tuple[float, Llama3Scaling | None, tuple[int, int, int] | None]:
     """RoPE settings in the layout of transformers 5 (`rope_parameters`) or of before."""
-    rope = dict(section.raw.get("rope_parameters") or section.raw.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", section.raw.get("rope_theta"))
-    inner = _Section(rope, f"{section.where}: rope")
+    rope = section.raw.get("rope_parameters") or section.raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{section.where}: rope is {rope!r}; it must be a section.")
+    inner = _Section({"rope_theta": section.raw.get("rope_theta")} | rope, f"{section.where}: rope")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    mrope = tuple(rope["mrope_section"]) if rope.get("mrope_section") else None
+    mrope = inner.axes("mrope_section")
     if kind in ("default", "mrope"):
         return inner.number("rope_theta"), None, mrope
     if kind != "llama3":

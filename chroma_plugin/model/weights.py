@@ -225,8 +225,9 @@ def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
     except Exception as error:  # sizes of a wrong kind, or that do not fit each other
         if isinstance(error, CheckpointError) and str(source) in str(error):
             raise
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{source}: describes a model that cannot be built ({type(error).__name__}: {error}). "
+            f"{source}: describes a model that cannot be built ({type(error).__name__}: {reason}). "
             "Take the config.json that was released with the weights."
         ) from error
     stored = _read_headers(folder)

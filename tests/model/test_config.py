@@ -259,12 +259,19 @@ class TestRefused:
         ],
     )
     def test_unequal_widths(self, path: str) -> None:
-        refused(changed(path, 120), "must have the same width", "120", "96")
+        raw = changed(path, 120)
+        raw["thinker_config"]["text_config"]["head_dim"] = 24
+        refused(raw, "must have the same width", "120", "96")
 
-    @pytest.mark.parametrize("axes", [[4, 4], [4, 4, 5], [4, 4, 4, 4], "4,4,4", [4, 4, 4.0]])
-    def test_axes_that_do_not_fit_the_frequencies(self, axes: Any) -> None:
+    @pytest.mark.parametrize("axes", [[4, 4], [4, 4, 4, 4], "4,4,4", [4, 4, 4.0], 12])
+    def test_axes_that_are_not_three(self, axes: Any) -> None:
         raw = changed("thinker_config.text_config.rope_parameters.mrope_section", axes)
-        refused(raw, "text_config", "mrope_section", "12")
+        refused(raw, "text_config", "mrope_section is", "three whole numbers")
+
+    @pytest.mark.parametrize("axes", [[4, 4, 5], [16, 24, 24]])
+    def test_axes_that_do_not_fit_the_heads(self, axes: list[int]) -> None:
+        raw = changed("thinker_config.text_config.rope_parameters.mrope_section", axes)
+        refused(raw, "text_config", "mrope_section must add up to its half, 12")
 
     @pytest.mark.parametrize("rope", ["default", ["llama3"]])
     def test_a_rope_that_is_no_section(self, rope: Any) -> None:

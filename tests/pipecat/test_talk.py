@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import runpy
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -193,3 +194,11 @@ async def test_the_example(
     assert len(reply) == 7 * 1920
     assert "Chroma: one two three four" in capsys.readouterr().out
     assert engine.closed
+
+
+def test_the_documented_lines_are_the_examples() -> None:
+    root = Path(__file__).parents[2]
+    example = (root / "examples" / "pipecat_wav.py").read_text()
+    [shown] = re.findall(r"```python\n(.*?)```", (root / "docs" / "pipecat.md").read_text(), re.S)
+    for line in filter(None, shown.splitlines()):
+        assert f"    {line}\n" in example
