@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,7 @@ def talk(
     """Ask questions from recordings and write down what Chroma replies."""
     with _told():
         sampling = SamplingParams(temperature, top_k, top_p, seed)
-        config = EngineConfig(model, device, max_replies=1, max_reply_s=max_seconds)
+        config = _config(model, device, max_seconds, fast=fast)
         speaker = _voice(voice, transcript)
         job = _Job(config, tuple(questions), speaker, instructions, sampling, fast, output, plot)
         _converse(job, as_json, verbose)
@@ -125,7 +126,7 @@ def demo(
 ) -> None:
     """Ask the packaged question, and the recordings in $CHROMA_TEST_AUDIO if there are any."""
     with _told():
-        config = EngineConfig(model, device, max_replies=1, max_reply_s=max_seconds)
+        config = _config(model, device, max_seconds, fast=fast)
         asked, voice = tuple(_demo_questions()), _voice(None, None)
         job = _Job(config, asked, voice, None, SamplingParams(), fast, output, plot)
         _converse(job, as_json, verbose)
@@ -154,6 +155,12 @@ def doctor(model: Model = DEFAULT_MODEL, as_json: AsJson = False) -> None:
 
 
 # -- one conversation ------------------------------------------------------------------------
+
+
+def _config(model: str, device: str, max_seconds: float, *, fast: bool) -> EngineConfig:
+    """An engine for one conversation; nobody listens to it live if it is fast."""
+    config = EngineConfig(model, device, max_replies=1, max_reply_s=max_seconds)
+    return replace(config, run_ahead_s=math.inf) if fast else config
 
 
 @dataclass(frozen=True, slots=True)

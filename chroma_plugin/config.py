@@ -85,7 +85,11 @@ class EngineConfig:
             codec is always float32: in bfloat16 it is audibly wrong.
         max_replies: conversations that may speak at the same time (rows of the batch).
         max_sessions: conversations that may be open at the same time.
+        thinker_rows: conversations whose thinker cache is held at the same time; the idlest one
+            gives way, and its cache is rebuilt when it goes on. None: four times `max_replies`.
         queue_timeout_s: how long a turn, or a new session, waits for room before `EngineBusy`.
+        run_ahead_s: how far a reply may be made ahead of its playback, so that a barge-in wastes
+            little; `math.inf` makes it as fast as it goes, for work that nobody listens to live.
         max_reply_s: a reply is ended cleanly at this length.
         max_turn_s: what a user says beyond this length in one turn is not heard.
         thinker_positions: positions a conversation may take in the thinker; the oldest turns
@@ -103,8 +107,10 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_replies: int = 4
-    max_sessions: int = 16
+    max_sessions: int = 64
+    thinker_rows: int | None = None
     queue_timeout_s: float = 5.0
+    run_ahead_s: float = 2.0
     max_reply_s: float = 60.0
     max_turn_s: float = 60.0
     thinker_positions: int = 4096
@@ -134,7 +140,14 @@ class EngineConfig:
         )
         check("max_replies", 1, 4096)
         check("max_sessions", 1, 65536)
+        if self.thinker_rows is not None:
+            check("thinker_rows", self.max_replies, 65536)
         check("queue_timeout_s", 0.0, 3600.0)
+        _require(
+            self.run_ahead_s >= 0.5,
+            f"EngineConfig.run_ahead_s is {self.run_ahead_s!r}; it must be at least 0.5 seconds; "
+            "math.inf is no bound.",
+        )
         check("max_reply_s", 0.08, 3600.0)
         check("max_turn_s", 0.1, 3600.0)
         check("thinker_positions", 64, 1_000_000)
@@ -143,3 +156,8 @@ class EngineConfig:
         check("voice_cache", 1, 1_000_000)
         if self.num_threads is not None:
             check("num_threads", 1, 1024)
+
+    @property
+    def thinker_cache_rows(self) -> int:
+        """Rows of the thinker's cache."""
+        return 4 * self.max_replies if self.thinker_rows is None else self.thinker_rows

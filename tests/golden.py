@@ -3,6 +3,7 @@ implementation made of it."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,12 @@ class Golden:
 
     def config(self, **changes: object) -> EngineConfig:
         """Room for this conversation."""
-        settings = {"thinker_positions": 1024, "backbone_positions": 1024, "max_sessions": 8}
+        settings = {
+            "thinker_positions": 1024,
+            "backbone_positions": 1024,
+            "max_sessions": 8,
+            "run_ahead_s": math.inf,
+        }
         return EngineConfig(**(settings | changes))  # type: ignore[arg-type]
 
 

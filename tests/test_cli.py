@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -209,7 +210,7 @@ def test_settings_reach_the_engine(fake: FakeTalk) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake.config == EngineConfig(
-        str(ASSETS / "chroma-tiny"), "cpu", max_replies=1, max_reply_s=2.5
+        str(ASSETS / "chroma-tiny"), "cpu", max_replies=1, max_reply_s=2.5, run_ahead_s=math.inf
     )
     settings = fake.settings
     assert settings["sampling"] == SamplingParams(0.5, 10, 0.9, 7)

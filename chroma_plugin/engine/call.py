@@ -93,13 +93,18 @@ class Call:
     ) -> None:
         self.prompt = prompt
         self.dialogue = Dialogue(embed)
-        self.thinker_row = -1  # given by the worker
+        self.thinker_row: int | None = None  # lent by `Seats`
         self.reply: Reply | None = None
         self.broken: ChromaError | None = None  # why it cannot go on
         self._new_listener = new_listener
         self._listener: Listener | None = None
         self._hearing: Entry | None = None  # the unfinished turn's place in the dialogue
         self._next_system: list[int] | None = None  # waits for the reply to end
+
+    @property
+    def engaged(self) -> bool:
+        """Somebody speaks to it, or it speaks or is about to."""
+        return self.reply is not None or self._listener is not None
 
     def set_system(self, text: str) -> None:
         """Replaces the system prompt; a reply in the making keeps the one that it began with."""

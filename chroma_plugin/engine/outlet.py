@@ -35,12 +35,15 @@ class Outlet:
         """How much audio has gone out."""
         return self._out_frames * FRAME_MS
 
-    def push(self, frame: Samples, *, text_ended: bool, last: bool = False) -> AudioChunk | None:
+    def push(
+        self, frame: Samples, *, text_ended: bool, hurry: bool = False, last: bool = False
+    ) -> AudioChunk | None:
         """Takes the next frame, float32 `[1920]`; a chunk, if one is full.
 
         Args:
             frame: the samples.
             text_ended: the thinker has nothing more to say, so silence may be the end.
+            hurry: its playback is about to run dry: do not wait for the chunk to be full.
             last: the reply is cut off after this frame: its last 5 ms are faded.
         """
         if text_ended and level_dbfs(frame) < SILENT_DBFS:
@@ -49,7 +52,8 @@ class Outlet:
         self._frames += [*self._silence, frame]
         self._silence = []
         size = GROWTH[self._chunks] if self._chunks < len(GROWTH) else LARGEST
-        return self._chunk(cut=last) if last or len(self._frames) >= size else None
+        full = hurry or last or len(self._frames) >= size
+        return self._chunk(cut=last) if full else None
 
     def finish(self) -> AudioChunk | None:
         """What is left at the end of the reply, without most of the silence."""

@@ -65,7 +65,7 @@ class StepResult:
 class Rows:
     """What the device knows of every row; see `Runner.start`."""
 
-    active: Tensor  # bool: a reply speaks here
+    active: Tensor  # bool: a reply speaks here and makes frames now
     texting: Tensor  # bool: its text goes on
     fresh: Tensor  # bool: its first pair has not been given, nor any frame made
     hidden: Tensor  # [R, hidden]: the thinker's state for the next pair
@@ -149,10 +149,10 @@ class Runner:
     def __init__(self, model: ChromaModel, prompt: PromptFormat, config: EngineConfig) -> None:
         self.model, self.prompt, self.config = model, prompt, config
         weight = model.backbone.codebook0_head.weight
-        rows, sessions = config.max_replies, config.max_sessions
+        rows = config.max_replies
         # one position more than can be used: the scratch position of rows that do not act
         self.thinker_cache = KVCache.empty(
-            model.config.text, sessions, config.thinker_positions + 1, weight
+            model.config.text, config.thinker_cache_rows, config.thinker_positions + 1, weight
         )
         self.backbone_cache = KVCache.empty(
             model.config.backbone, rows, config.backbone_positions + 1, weight
@@ -160,6 +160,7 @@ class Runner:
         self.depth_cache = model.depth.new_cache(rows)
         self.decode_state = model.codec.new_decode_state(rows)
         self.rows = Rows.empty(rows, weight)
+        self._active: list[int] = []
         self.clock = PartClock(model.device.type == "cuda")
         self.code0_logits = weight.new_zeros(rows, weight.shape[0], dtype=torch.float32)
 
@@ -218,6 +219,7 @@ class Runner:
         rows, length = self.rows, voice.positions
         self.backbone_cache.copy_prefix(voice.prefix, 0, row, length)
         self.decode_state.reset(row)
+        self._active = []
         rows.active[row] = rows.texting[row] = rows.fresh[row] = True
         rows.hidden[row] = hidden
         rows.position[row] = length
@@ -236,7 +238,17 @@ class Runner:
     @torch.inference_mode()
     def stop(self, row: int) -> None:
         """Takes a reply off its row."""
+        self._active = []
         self.rows.active[row] = False
+
+    @torch.inference_mode()
+    def set_active(self, rows: list[int]) -> None:
+        """Says which rows make frames from now on; the others keep their state."""
+        if rows != self._active:
+            mask = torch.zeros(self.config.max_replies, dtype=torch.bool)
+            mask[rows] = True
+            self.rows.active.copy_(mask)
+        self._active = rows
 
     # -- one frame ---------------------------------------------------------------------------
 
@@ -330,8 +342,9 @@ class Runner:
             lambda scores, codebook: pick_codes(scores, codebook, sampling, size),
             self.config.depth_positions,
         )
-        self.rows.codes[:batch] = codes
-        sampling.frame += 1
+        active = self.rows.active[:batch]
+        self.rows.codes[:batch] = torch.where(active[:, None], codes, self.rows.codes[:batch])
+        sampling.frame += active
         return codes
 
 

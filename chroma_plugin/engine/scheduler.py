@@ -1,14 +1,30 @@
-"""Who speaks: a line of waiting replies, and the rows of the batch that they are given.
+"""Who does what next: a line of waiting replies, the rows of the batch, and every stream's
+deadline.
 
-Rows go in lock step. A reply starts on an even step only, so that every row's text pair falls on
-the same steps and the thinker runs for all of them at once, every second frame. The scheduler
-knows nothing of tensors, audio or threads; its clock is handed in.
+Rows go in lock step, two frames a beat. A beat begins on an even step, where every row's text pair
+falls; replies start, pause and go on at the beginning of a beat only, so the thinker runs for all
+rows at once, every second frame. Between frames there is room for pieces of prompts, as long as no
+stream comes near its underrun. A stream far enough ahead of its playback pauses, which leaves the
+device to others and wastes little when the user interrupts.
+
+The scheduler knows nothing of tensors, audio or threads; its clock is handed in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from chroma_plugin.audio import FRAME_MS
+
+FRAME_S = FRAME_MS / 1000
+BEAT_S = 2 * FRAME_S
+URGENT_S = BEAT_S
+"""A stream with less than this in hand goes before anybody's prompt."""
+STEPS_PER_PIECE = 8
+"""However urgent the streams are, one piece of a prompt is read in so many steps."""
 
 
 @dataclass(slots=True)
@@ -36,6 +52,10 @@ class Slot:
         frames: frames made so far.
         position: the backbone position that comes next.
         texting: the thinker has not ended the text yet.
+        sent_s: seconds of audio that have left.
+        first_out_s: when the first of it left; None before that. Its playback is taken to have
+            begun then.
+        acts: it makes frames in this beat.
     """
 
     row: int
@@ -43,27 +63,60 @@ class Slot:
     frames: int = 0
     position: int = 0
     texting: bool = True
+    sent_s: float = 0.0
+    first_out_s: float | None = None
+    acts: bool = False
+
+    def in_hand_s(self, now_s: float) -> float:
+        """Seconds until its playback runs dry; less than nothing before its first audio."""
+        if self.first_out_s is None:
+            return -math.inf
+        return self.sent_s - (now_s - self.first_out_s)
+
+    def sent(self, seconds: float, now_s: float) -> None:
+        """So much more audio has left."""
+        self.sent_s += seconds
+        if self.first_out_s is None:
+            self.first_out_s = now_s
+
+
+class Move(Enum):
+    """What the worker does next."""
+
+    STEP = auto()  # one frame for every row that acts
+    READ = auto()  # a piece of somebody's prompt
+    REST = auto()  # nothing, until something is asked or a stream needs more
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """Gives rows to replies, first come, first served.
+    """Gives rows to replies, first come, first served, and says who acts.
 
     Args:
         rows: how many replies can speak at once.
+        run_ahead_s: how far a stream may be ahead of its playback.
     """
 
     rows: int
+    run_ahead_s: float = math.inf
     waiting: list[Ticket] = field(default_factory=list)
     speaking: dict[int, Slot] = field(default_factory=dict)
     even: bool = True
+    _steps_since_read: int = 0
+
+    # -- the line ----------------------------------------------------------------------------
 
     def submit(self, ticket: Ticket) -> None:
         """Puts a reply in line."""
         self.waiting.append(ticket)
 
     def expire(self, now_s: float) -> list[Ticket]:
-        """Takes those out of the line that have waited beyond their deadline."""
+        """Takes those out of the line that have waited for a row beyond their deadline.
+
+        While a row is free nobody waits for one, but for its own prompt to be read.
+        """
+        if len(self.speaking) < self.rows:
+            return []
         late = [t for t in self.waiting if now_s > t.deadline_s]
         self.waiting = [t for t in self.waiting if now_s <= t.deadline_s]
         return late
@@ -71,7 +124,8 @@ class Scheduler:
     def admit(self, is_ready: Callable[[Ticket], bool]) -> list[Slot]:
         """Gives free rows to the replies that are ready, the longest waiting first.
 
-        Nothing is given on an odd step. The lowest rows go first, so that the batch stays small.
+        Nothing is given in the middle of a beat. The lowest rows go first, so that the batch
+        stays small.
         """
         if not self.even:
             return []
@@ -83,10 +137,6 @@ class Scheduler:
             self.speaking[slot.row] = slot
             given.append(slot)
         return given
-
-    def stepped(self) -> None:
-        """One frame was made for every row that speaks."""
-        self.even = not self.even
 
     def withdraw(self, key: Hashable) -> Slot | None:
         """Takes a reply out of the line or off its row; the row, if it had one."""
@@ -100,11 +150,53 @@ class Scheduler:
     def release(self, slot: Slot) -> None:
         """Frees the row of a reply that has ended."""
         del self.speaking[slot.row]
-        if not self.speaking:
+        if not self.acting:
             self.even = True
+
+    # -- the beat ----------------------------------------------------------------------------
+
+    @property
+    def acting(self) -> list[Slot]:
+        """The rows that make frames in this beat."""
+        return [slot for slot in self.speaking.values() if slot.acts]
 
     @property
     def batch(self) -> int:
         """How many rows a step must cover: a power of two from the lowest row on, or all."""
-        highest = max(self.speaking, default=-1) + 1
+        highest = max((slot.row for slot in self.acting), default=-1) + 1
         return min(1 << max(highest - 1, 0).bit_length(), self.rows) if highest else 0
+
+    def begin_beat(self, now_s: float) -> None:
+        """Decides who acts in the next two frames; does nothing in the middle of a beat."""
+        if self.even:
+            for slot in self.speaking.values():
+                slot.acts = slot.in_hand_s(now_s) < self.run_ahead_s
+
+    def next_move(self, now_s: float, *, unread: bool) -> Move:
+        """What comes next.
+
+        Args:
+            now_s: the time.
+            unread: somebody's prompt has not been read to its end.
+        """
+        acting = self.acting
+        if not acting:
+            return Move.READ if unread else Move.REST
+        hurry = min(slot.in_hand_s(now_s) for slot in acting) < URGENT_S
+        if unread and (not hurry or self._steps_since_read >= STEPS_PER_PIECE):
+            return Move.READ
+        return Move.STEP
+
+    def stepped(self) -> None:
+        """One frame was made for every row that acts."""
+        self.even = not self.even
+        self._steps_since_read += 1
+
+    def has_read(self) -> None:
+        """A piece of a prompt was read."""
+        self._steps_since_read = 0
+
+    def wakes_in_s(self, now_s: float) -> float | None:
+        """How long all streams can rest; None if nobody speaks."""
+        in_hand = [slot.in_hand_s(now_s) for slot in self.speaking.values()]
+        return max(min(in_hand) - self.run_ahead_s, 0.0) if in_hand else None

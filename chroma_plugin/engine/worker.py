@@ -25,7 +25,8 @@ from chroma_plugin.engine.call import Call, Emit, Reply
 from chroma_plugin.engine.outlet import Outlet
 from chroma_plugin.engine.parts import Parts
 from chroma_plugin.engine.runner import MAX_SAID, Runner, StepResult
-from chroma_plugin.engine.scheduler import Scheduler, Slot, Ticket
+from chroma_plugin.engine.scheduler import URGENT_S, Move, Scheduler, Slot, Ticket
+from chroma_plugin.engine.seats import Seats
 from chroma_plugin.engine.voices import VoiceShelf
 from chroma_plugin.errors import (
     ChromaError,
@@ -97,9 +98,9 @@ class Worker:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="chroma-engine", daemon=True)
         self._loaded: Callable[[BaseException | None], None] = lambda error: None
-        self.scheduler = Scheduler(config.max_replies)
+        self.scheduler = Scheduler(config.max_replies, config.run_ahead_s)
+        self.seats = Seats(config.thinker_cache_rows)
         self.calls: list[Call] = []
-        self._free_rows = list(range(config.max_sessions))
         self._openings: deque[_Opening] = deque()
         self.parts: Parts
         self.runner: Runner
@@ -140,10 +141,7 @@ class Worker:
         self._loaded(None)
         try:
             while not self.closed:
-                self._obey()
-                self._expire()
-                self._read_prompt()
-                self._speak()
+                self._round()
                 self.mail.send()
         except BaseException as error:
             log.exception("the engine failed")
@@ -161,24 +159,46 @@ class Worker:
         self.runner.step(1, think=False, thinker_span=1, span=1)
         self.runner.clock.read()
 
+    def _round(self) -> None:
+        """One thing at a time, and always the one that hurries most."""
+        self._obey()
+        if self.closed:
+            return
+        now = time.monotonic()
+        self._expire(now)
+        for slot in self.scheduler.admit(lambda ticket: self._reply_of(ticket).ready):
+            self._begin(slot)
+        self.scheduler.begin_beat(now)
+        call = self._next_prompt()
+        move = self.scheduler.next_move(now, unread=call is not None)
+        if move is Move.STEP:
+            self._speak()
+        elif call is not None:
+            self._read_prompt(call)
+        else:
+            self._rest(now)
+
     def _obey(self) -> None:
-        """Runs the posted commands; waits for one if there is nothing else to do."""
-        busy = bool(self.scheduler.speaking) or self._next_prompt() is not None
+        """Runs the posted commands."""
         try:
-            if not busy:
-                self._inbox.get(timeout=self._patience_s())()
             while True:
                 self._inbox.get_nowait()()
         except queue.Empty:
             return
 
-    def _patience_s(self) -> float | None:
-        deadlines = [o.deadline_s for o in self._openings]
-        deadlines += [t.deadline_s for t in self.scheduler.waiting]
-        return max(min(deadlines) - time.monotonic(), 0.0) + 0.001 if deadlines else None
+    def _rest(self, now: float) -> None:
+        """Waits until something is asked, a deadline passes or a stream needs more audio."""
+        self.mail.send()  # nobody waits for what lies here
+        waits = [o.deadline_s - now for o in self._openings]
+        waits += [t.deadline_s - now for t in self.scheduler.waiting]
+        if (wake := self.scheduler.wakes_in_s(now)) is not None:
+            waits.append(wake)
+        try:
+            self._inbox.get(timeout=max(min(waits), 0.001) if waits else None)()
+        except queue.Empty:
+            return
 
-    def _expire(self) -> None:
-        now = time.monotonic()
+    def _expire(self, now: float) -> None:
         while self._openings and now > self._openings[0].deadline_s:
             self._openings.popleft().done(
                 EngineBusy(
@@ -187,8 +207,6 @@ class Worker:
                     "EngineConfig.max_sessions."
                 )
             )
-        if len(self.scheduler.speaking) < self.config.max_replies:
-            return  # whoever waits now waits for its own prompt to be read
         for ticket in self.scheduler.expire(now):
             call = self._call_of(ticket)
             assert call.reply is not None
@@ -208,19 +226,17 @@ class Worker:
         room = self.config.thinker_positions  # what does not fit waits until a reply makes room
         unread = [c for c in self.calls if c.dialogue.cached < c.dialogue.positions <= room]
         waiting = [c for c in unread if c.reply is not None and c.reply.hidden is None]
-        if waiting:
-            return min(waiting, key=lambda c: c.reply.asked_s if c.reply else 0.0)
+        waiting.sort(key=lambda c: c.reply.asked_s if c.reply else 0.0)
         listening = [c for c in unread if c.reply is None]
-        return listening[0] if listening else None
+        return next((c for c in waiting + listening if self.seats.take(c)), None)
 
-    def _read_prompt(self) -> None:
-        call = self._next_prompt()
-        if call is None:
-            return
+    def _read_prompt(self, call: Call) -> None:
         begin, dialogue, reply = time.perf_counter(), call.dialogue, call.reply
+        assert call.thinker_row is not None
         embeds = dialogue.pending(PREFILL_POSITIONS)
         hidden = self.runner.prefill(call.thinker_row, embeds, dialogue.cached)
         dialogue.cached += len(embeds)
+        self.scheduler.has_read()
         if reply is not None:
             reply.spend("prefill", (time.perf_counter() - begin) * 1000)
             if dialogue.cached == dialogue.positions:
@@ -229,20 +245,16 @@ class Worker:
     # -- speaking ----------------------------------------------------------------------------
 
     def _speak(self) -> None:
-        """One frame for every row."""
-        for slot in self.scheduler.admit(lambda ticket: self._reply_of(ticket).ready):
-            self._begin(slot)
-        slots = list(self.scheduler.speaking.values())
-        if not slots:
-            return
+        """One frame for every row that acts."""
+        slots, batch = self.scheduler.acting, self.scheduler.batch
+        if self.scheduler.even:
+            self.runner.set_active([slot.row for slot in slots])
         writing = [s for s in slots if s.texting] if self.scheduler.even else []
+        texts = [self._call_of(s.ticket).dialogue.positions for s in writing]
         result = self.runner.step(
-            self.scheduler.batch,
+            batch,
             think=bool(writing),
-            thinker_span=max(
-                (self._call_of(s.ticket).dialogue.positions for s in writing), default=0
-            )
-            + 1,
+            thinker_span=max(texts, default=0) + 1,
             span=max(s.position for s in slots) + 3,
         )
         parts = self.runner.clock.read()
@@ -256,7 +268,7 @@ class Worker:
         call = self._call_of(slot.ticket)
         reply = self._reply_of(slot.ticket)
         assert reply.voice is not None and reply.hidden is not None
-        assert call.dialogue.cached == call.dialogue.positions
+        assert call.thinker_row is not None and call.dialogue.cached == call.dialogue.positions
         request = reply.request
         seed = request.sampling.seed
         self.runner.start(
@@ -284,10 +296,16 @@ class Worker:
             return self._finish(slot, reply, EndReason.END_OF_SPEECH)
         slot.frames += 1
         reason = self._limit(slot, reply, reply.count_repeats(codes))
-        samples = result.audio[slot.row].numpy()
-        chunk = reply.outlet.push(samples, text_ended=not slot.texting, last=reason is not None)
+        now = time.monotonic()
+        chunk = reply.outlet.push(
+            result.audio[slot.row].numpy(),
+            text_ended=not slot.texting,
+            hurry=slot.in_hand_s(now) < URGENT_S,
+            last=reason is not None,
+        )
         if chunk is not None:
-            reply.first_audio_s = reply.first_audio_s or time.monotonic()
+            slot.sent(chunk.duration_ms / 1000, now)
+            reply.first_audio_s = slot.first_out_s or now
             reply.emit(chunk)
         if reason is not None:
             self._finish(slot, reply, reason)
@@ -342,31 +360,30 @@ class Worker:
     # -- commands ----------------------------------------------------------------------------
 
     def open(self, call: Call, voice: Voice, done: Callable[[ChromaError | None], None]) -> None:
-        """Gives a conversation its row in the thinker's cache, now or when one becomes free."""
+        """Lets a conversation in, now or when another one has ended."""
         deadline = time.monotonic() + self.config.queue_timeout_s
         self._openings.append(_Opening(call, voice, done, deadline))
         self._open_next()
 
     def _open_next(self) -> None:
-        while self._openings and self._free_rows:
+        while self._openings and len(self.calls) < self.config.max_sessions:
             opening = self._openings.popleft()
             try:
                 self.voices.ready(opening.voice)
             except ChromaError as error:
                 opening.done(error)
                 continue
-            opening.call.thinker_row = self._free_rows.pop(0)
             self.calls.append(opening.call)
             opening.done(None)
 
     def end(self, call: Call) -> None:
-        """Ends a conversation and frees its row."""
+        """Ends a conversation and frees what it holds."""
         self._openings = deque(o for o in self._openings if o.call is not call)
         if call not in self.calls:
             return
         self.cancel(call)
         self.calls.remove(call)
-        self._free_rows.append(call.thinker_row)
+        self.seats.release(call)
         self._open_next()
 
     def guard(self, call: Call, command: Callable[[], None]) -> None:

@@ -2,7 +2,8 @@
 
 The released names are translated by the table below, never by a library's loader, so a new
 transformers cannot break them. Everything is checked from the files' headers before memory is
-taken; then each tensor goes straight from the mapped file into its place on the device.
+taken; then each tensor goes straight from the mapped file into its place on the device. Nothing in
+a checkpoint is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL
 from chroma_plugin.errors import CheckpointError
@@ -133,8 +136,8 @@ def load_checkpoint(
 ) -> ChromaModel:
     """Loads a checkpoint for inference.
 
-    One tensor at a time is in flight beside the model itself: on a GPU, host memory holds no more
-    than the mapped pages of one shard; on the CPU there is never a second copy of the model.
+    Tensors are copied one by one from the mapped pages of one shard: for a GPU, host memory holds
+    these pages and at most one tensor; on the CPU there is never a second copy of the model.
 
     Args:
         folder: config.json and one or more model*.safetensors.
@@ -152,7 +155,7 @@ def load_checkpoint(
     _allocate(model, torch.device(device), dtype)
     layout = released_layout(model)
     for file in sorted({s.file for s in stored.values()}):
-        with _opened(file, str(device)) as tensors:
+        with _opened(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 if key in layout:
                     layout[key].fill(tensors.get_tensor(key))
@@ -215,12 +218,30 @@ def _rows(fused: nn.Linear, names: list[str], sizes: list[int]) -> Iterator[tupl
         first += size
 
 
+class _Unallocated(TorchFunctionMode):
+    """Modules made inside have shapes but no memory, and no weights are drawn for them.
+
+    `torch.device("meta")` would do, but draws and computes there by way of torch's compiler, whose
+    import takes longer than loading a small checkpoint.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full):
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
 def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
     """The model without memory, and what the files hold for it: both checked against each other."""
     source = folder / "config.json"
     try:
         config = ChromaConfig.from_folder(folder)
-        with torch.device("meta"):
+        with _Unallocated():
             model = ChromaModel(config)
     except Exception as error:  # sizes of a wrong kind, or that do not fit each other
         if isinstance(error, CheckpointError) and str(source) in str(error):
@@ -235,9 +256,11 @@ def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
     return model, stored
 
 
-def _opened(file: Path, device: str = "cpu") -> safe_open:
+def _opened(file: Path) -> safe_open:
+    """A file whose tensors are views of its mapped pages; read straight to a GPU, safetensors would
+    stage each in pinned memory, which torch keeps."""
     try:
-        return safe_open(file, framework="pt", device=device)
+        return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: is no whole safetensors file ({error}). Download it again; "
@@ -325,7 +348,7 @@ def _not_needed(key: str) -> bool:
 def _part_twins(model: ChromaModel, stored: dict[str, Stored]) -> None:
     """Gives head and depth decoder a tensor of their own where the file's is another one."""
     thinker, depth, shared = model.thinker, model.depth, model.backbone.audio_embedding
-    with torch.device("meta"):
+    with _Unallocated():
         if model.config.tied_lm_head and not _same(stored, LM_HEAD):
             thinker.lm_head.weight = nn.Parameter(torch.empty_like(thinker.embedding.weight))
         if not _same(stored, DEPTH_AUDIO_TABLE):

@@ -236,6 +236,8 @@ class Conversation(RuleBasedStateMachine):
         self.dialogue.set_system([1])
         self.cache: list[Tensor] = []
         self.last = 1  # every token and every sound is another
+        self.exchange(4)
+        self.exchange(3)
 
     def new(self, count: int) -> list[int]:
         self.last += count
@@ -256,6 +258,16 @@ class Conversation(RuleBasedStateMachine):
     @property
     def behind(self) -> bool:
         return self.dialogue.cached < self.dialogue.positions
+
+    @rule(words=st.integers(1, 5))
+    def exchange(self, words: int) -> None:
+        """A question and its answer, all of it read."""
+        heard = sound(*self.new(2))
+        self.dialogue.append(Entry("user", before=self.new(1), audio=heard, after=self.new(1)))
+        reply = Entry("assistant", self.last, self.new(2), tokens=self.new(words))
+        self.dialogue.close(self.dialogue.append(reply), self.new(1))
+        while self.behind:
+            self.read(9)
 
     # -- the engine
 
@@ -383,7 +395,7 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=60, stateful_step_count=30)
+TestConversation.settings = settings(max_examples=100, stateful_step_count=25)
 
 
 @pytest.fixture(scope="module")

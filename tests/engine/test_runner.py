@@ -26,7 +26,7 @@ def parts() -> Parts:
 @pytest.fixture
 def runner(parts: Parts) -> Runner:
     config = EngineConfig(
-        max_replies=4, max_sessions=6, thinker_positions=256, backbone_positions=512
+        max_replies=4, thinker_rows=6, thinker_positions=256, backbone_positions=512
     )
     return Runner(parts.model, parts.prompt, config)
 

@@ -58,6 +58,8 @@ def test_who_is_not_ready_is_passed_over_and_keeps_its_place() -> None:
 
 def test_deadlines_are_kept() -> None:
     scheduler = Scheduler(rows=1)
+    scheduler.submit(ticket("speaks"))
+    scheduler.admit(always)
     scheduler.submit(ticket("a", deadline_s=1.0))
     scheduler.submit(ticket("b", deadline_s=3.0))
     assert scheduler.expire(1.0) == []

@@ -225,6 +225,26 @@ class TestUpdate:
         assert torch.equal(listener.embeds[100:150], before[100:150])
         assert error(listener.embeds, whole_embeds(samples)) < 1e-4
 
+    @pytest.mark.parametrize(("above", "first"), [(0.2, 0), (0.02, 0), (-0.02, 50)])
+    def test_a_floor_that_just_touches(self, above: float, first: int) -> None:
+        """How far the floor comes to lie above the first block's lowest value, in log10."""
+
+        def levels(samples: Samples) -> Tensor:
+            padded = np.concatenate([samples[200:0:-1], samples])
+            return mel(torch.from_numpy(padded))
+
+        start, loud = hiss(2.1, 0.01), hiss(2.0, 0.1, seed=1)
+        gain = float(levels(start)[:, :200].min()) + FLOOR + above - float(levels(loud).max())
+        loud *= 10 ** (gain / 2)
+        samples = np.concatenate([start, loud])
+        listener = Listener(mel, tower)
+        listener.push(start)
+        assert (listener.update(), listener.positions) == (0, 50)
+        listener.push(loud)
+        assert (listener.update(), listener.positions) == (first, 100)
+        listener.update(final=True)
+        assert error(listener.embeds, whole_embeds(samples)) < 1e-4
+
     def test_a_louder_sound_that_changes_nothing_before_it(self) -> None:
         listener = Listener(mel, tower)
         listener.push(hiss(2.2, 0.05))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS
@@ -80,6 +81,19 @@ class TestPieces:
     def test_plain_text_is_framed_by_nothing(self) -> None:
         assert spelt(PROMPT.encode("Paris.")) == "Paris."
         assert PROMPT.encode("") == []
+
+    def test_a_tokenizer_that_begins_every_text_with_a_token(self) -> None:
+        """As Llama's do; the template has written all the special tokens there are to be."""
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+        first = "<|endoftext|>"
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+        )
+        assert spelt(tokenizer.encode("Hello")) == first + "Hello"
+        prompt = ChatPrompt(tokenizer, TEMPLATE, AUDIO)
+        assert prompt.encode("Hello") == PROMPT.encode("Hello")
+        assert prompt.system("Hello") == PROMPT.system("Hello")
+        assert prompt.reply_open == PROMPT.reply_open
 
     def test_decoding_leaves_special_tokens_out(self) -> None:
         ids = [*PROMPT.reply_open, *PROMPT.encode(" is  it , yes ."), *PROMPT.reply_close]
@@ -288,6 +302,16 @@ class TestTextStream:
 
     def test_special_tokens_say_nothing(self) -> None:
         assert stream([*PROMPT.encode("a"), CONFIG.im_end]) == [("a", 1), ("", 1)]
+
+    def test_a_tokenizer_whose_texts_begin_without_their_space(self) -> None:
+        """As SentencePiece's do: a token alone is not the same as after another."""
+
+        class Words:
+            def decode(self, ids: Sequence[int]) -> str:
+                return " ".join(("zero", "one", "two", "three")[i] for i in ids)
+
+        spoken = TextStream(Words())  # type: ignore[arg-type]
+        assert [spoken.push(i) for i in (1, 0, 3)] == [("one", 1), (" zero", 1), (" three", 1)]
 
     @given(st.lists(st.integers(0, CONFIG.text_vocabulary - 1), max_size=60))
     def test_whatever_a_model_says_adds_up(self, ids: list[int]) -> None:

@@ -117,6 +117,15 @@ class TestCuts:
         probabilities[ranked.indices[:count]] = kept / kept.sum()
         assert chi_square(pick(scores, drawing(8000, top_p=p)), probabilities) < 3
 
+    @pytest.mark.parametrize(
+        ("p", "kept"), [(0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.89, 3), (0.91, 4)]
+    )
+    def test_top_p_ends_where_it_is_reached(self, p: float, kept: int) -> None:
+        scores = torch.full((2000, SIZE + SPECIAL), -torch.inf)
+        scores[:, [9, 3, 12, 0]] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+        codes = pick(scores, drawing(2000, top_p=p))
+        assert set(codes.tolist()) == {9, 3, 12, 0} - set([9, 3, 12, 0][kept:])
+
     def test_top_p_counts_within_top_k(self) -> None:
         scores = torch.full((4000, SIZE + SPECIAL), -50.0)
         scores[:, :4] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
