@@ -38,12 +38,14 @@ class EngineStats:
         speaking: replies on a row.
         waiting: replies in line.
         voices: voice prompts kept ready.
+        evictions: thinker caches that had to give way so far.
     """
 
     sessions: int
     speaking: int
     waiting: int
     voices: int
+    evictions: int
 
 
 class Engine:
@@ -171,6 +173,7 @@ class Engine:
             speaking=len(worker.scheduler.speaking),
             waiting=len(worker.scheduler.waiting),
             voices=len(worker.voices),
+            evictions=worker.seats.evictions,
         )
 
     def _live_worker(self) -> Worker:

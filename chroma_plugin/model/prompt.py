@@ -71,7 +71,7 @@ class ChatPrompt:
         base = self._render([system])
         self._system = self._around(base)
         self._user = self._around(self._added(base, [system, typed]))
-        ids = self.encode(self._added(base, [system, spoken]))
+        ids = self._markup(self._added(base, [system, spoken]))
         if ids.count(audio_token) != 1:
             raise CheckpointError(
                 f"The chat template writes {ids.count(audio_token)} audio tokens (id "
@@ -81,9 +81,9 @@ class ChatPrompt:
         self.audio_before, self.audio_after = ids[:cut], ids[cut + 1 :]
         asked = self._render([system, typed])
         opened = self._render([system, typed], add_generation_prompt=True)
-        self.reply_open = self.encode(_after(asked, opened))
+        self.reply_open = self._markup(_after(asked, opened))
         answered = _after(opened, self._render([system, typed, reply]))
-        self.reply_close = self.encode(self._around(answered)[1])
+        self.reply_close = self._markup(self._around(answered)[1])
 
     @classmethod
     def from_checkpoint(cls, folder: Path, audio_token: int) -> ChatPrompt:
@@ -105,13 +105,24 @@ class ChatPrompt:
         return cls(tokenizer, _template_of(folder), audio_token)
 
     def system(self, text: str) -> list[int]:
-        return self.encode(self._system[0] + text + self._system[1])
+        return self._message(self._system, text)
 
     def user(self, text: str) -> list[int]:
-        return self.encode(self._user[0] + text + self._user[1])
+        return self._message(self._user, text)
 
     def encode(self, text: str) -> list[int]:
+        """Plain text: what spells a special token in it is read as letters, so nobody can end a
+        message or begin another one by typing."""
+        return list(
+            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
+
+    def _markup(self, text: str) -> list[int]:
+        """What the template wrote: special tokens are what they spell."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _message(self, around: tuple[str, str], text: str) -> list[int]:
+        return self._markup(around[0]) + self.encode(text) + self._markup(around[1])
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(

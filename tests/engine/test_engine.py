@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +264,47 @@ async def test_a_turn_that_gets_no_row_in_time_ends_as_busy_and_can_be_tried_aga
         first.cancel()
         assert (await read(second.respond())).done.frames
         assert engine.stats.waiting == 0
+
+
+async def test_the_idlest_cache_gives_way_and_is_rebuilt_with_the_same_result() -> None:
+    """Three conversations take turns on two rows of the thinker's cache."""
+    replies: dict[int, list[Reply]] = {}
+    for rows in (8, 2):
+        async with new_engine(max_replies=2, thinker_rows=rows) as engine:
+            sessions = [
+                await engine.open_session(max_reply_s=SHORT_S, sampling=SEEDED) for _ in range(3)
+            ]
+            replies[rows] = []
+            for turn in range(2):
+                for i, session in enumerate(sessions):
+                    session.push_audio(speech(1.5 + i, 10 * turn + i))
+                    replies[rows].append(await read(session.commit_turn()))
+            assert (engine.stats.evictions > 0) == (rows == 2)
+    for kept, rebuilt in zip(replies[8], replies[2], strict=True):
+        assert kept.text == rebuilt.text
+        assert_same_speech(kept, rebuilt)
+
+
+async def test_a_reply_is_made_only_so_far_ahead_of_its_playback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock stands still, so playback does: the reply rests at its bound, and goes on when
+    the clock does."""
+    now_s = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=time.perf_counter)
+    async with new_engine(run_ahead_s=0.5) as engine:
+        worker = worker_of(engine)
+        monkeypatch.setattr("chroma_plugin.engine.worker.time", clock)
+        session = await engine.open_session(max_reply_s=SHORT_S * 4)
+        stream = session.respond()
+        start = await read(stream, chunks=4)
+        while await on_thread(worker, lambda: bool(worker.scheduler.acting)):
+            pass
+        (slot,) = worker.scheduler.speaking.values()
+        assert 6 <= slot.frames <= 12  # half a second, a beat, and a chunk that was being filled
+        now_s += 60.0
+        rest = await read(stream)
+        assert start.audio_ms + rest.audio_ms == SHORT_S * 4000
 
 
 async def test_sessions_come_and_go_without_using_anything_up() -> None:

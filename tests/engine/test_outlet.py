@@ -27,6 +27,13 @@ def test_the_first_frame_goes_at_once_and_chunks_grow() -> None:
     assert [c.start_ms for c in chunks] == [0, 80, 160, 320, 480, 800, 1120]
 
 
+def test_a_stream_about_to_run_dry_does_not_wait_for_a_full_chunk() -> None:
+    outlet = Outlet()
+    push_all(outlet, [LOUD] * 6)
+    chunk = outlet.push(LOUD, text_ended=False, hurry=True)
+    assert chunk is not None and frames_of([chunk]) == [1]
+
+
 def test_what_is_left_comes_at_the_end() -> None:
     outlet = Outlet()
     push_all(outlet, [LOUD] * 3)
