@@ -7,73 +7,15 @@ A call changes its own log and tells nobody; the worker decides when its tensors
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from chroma_plugin.audio import Samples
 from chroma_plugin.engine.dialogue import Dialogue, Entry
-from chroma_plugin.engine.outlet import Outlet
-from chroma_plugin.engine.runner import ReadyVoice
+from chroma_plugin.engine.utterance import Utterance
 from chroma_plugin.errors import ChromaError
 from chroma_plugin.model.listener import Listener
-from chroma_plugin.model.prompt import PromptFormat, TextStream
-from chroma_plugin.reply import ReplyEvent, TextClock
-from chroma_plugin.session import ReplyRequest
-
-Emit = Callable[[ReplyEvent | ChromaError], None]
-
-
-@dataclass(slots=True, eq=False)
-class Reply:
-    """A reply on its way, from the moment it is asked for.
-
-    Attributes:
-        request: what was asked.
-        emit: hands an event to the session's event loop.
-        entry: its message in the dialogue.
-        aside: the instruction for this reply alone.
-        say: tokens to speak word for word.
-        max_frames: the cap on its length.
-        asked_s: when it was asked for.
-        voice: set once the voice is ready.
-        hidden: the thinker's state after the prompt; set once the prompt is read.
-    """
-
-    request: ReplyRequest
-    emit: Emit
-    entry: Entry
-    aside: Entry | None
-    say: list[int] | None
-    max_frames: int
-    asked_s: float
-    text: TextStream
-    text_clock: TextClock
-    outlet: Outlet = field(default_factory=Outlet)
-    voice: ReadyVoice | None = None
-    hidden: Tensor | None = None
-    spoken: list[str] = field(default_factory=list)
-    last_codes: Tensor | None = None
-    repeats: int = 0
-    started_s: float = 0.0
-    first_audio_s: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return self.voice is not None and self.hidden is not None
-
-    def spend(self, part: str, ms: float) -> None:
-        """Adds time to one of its parts."""
-        self.parts[part] = self.parts.get(part, 0.0) + ms
-
-    def count_repeats(self, codes: Tensor) -> int:
-        """How many frames in a row have had these codes, this one included."""
-        same = self.last_codes is not None and torch.equal(codes, self.last_codes)
-        self.repeats = self.repeats + 1 if same else 1
-        self.last_codes = codes
-        return self.repeats
+from chroma_plugin.model.prompt import PromptFormat
 
 
 class Call:
@@ -94,7 +36,7 @@ class Call:
         self.prompt = prompt
         self.dialogue = Dialogue(embed)
         self.thinker_row: int | None = None  # lent by `Seats`
-        self.reply: Reply | None = None
+        self.reply: Utterance | None = None
         self.broken: ChromaError | None = None  # why it cannot go on
         self._new_listener = new_listener
         self._listener: Listener | None = None

@@ -31,10 +31,10 @@ class Seats:
         """Sees to it that a conversation has a row; False if there is none for it.
 
         A row is taken away only for a conversation that somebody speaks to or that is about to
-        speak, and only from one of which neither is true.
+        speak: from one of which neither is true, or else, for a reply, from one that listens.
         """
         if call.thinker_row is None and not self._free and call.engaged:
-            self._evict()
+            self._evict(call)
         if call.thinker_row is None:
             if not self._free:
                 return False
@@ -51,8 +51,10 @@ class Seats:
             call.thinker_row = None
             call.dialogue.cached = 0
 
-    def _evict(self) -> None:
+    def _evict(self, taker: Call) -> None:
         idle = [call for call in self._taken if not call.engaged]
+        if not idle and taker.reply is not None:
+            idle = [call for call in self._taken if call.reply is None]
         if idle:
             self.evictions += 1
             self.release(min(idle, key=self._taken.__getitem__))

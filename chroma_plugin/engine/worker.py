@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 
-from chroma_plugin.audio import FRAME_MS
 from chroma_plugin.config import EngineConfig
-from chroma_plugin.engine.call import Call, Emit, Reply
-from chroma_plugin.engine.outlet import Outlet
+from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.parts import Parts
 from chroma_plugin.engine.runner import MAX_SAID, Runner, StepResult
-from chroma_plugin.engine.scheduler import URGENT_S, Move, Scheduler, Slot, Ticket
+from chroma_plugin.engine.scheduler import Move, Scheduler, Slot, Ticket
 from chroma_plugin.engine.seats import Seats
+from chroma_plugin.engine.utterance import Emit, Utterance
 from chroma_plugin.engine.voices import VoiceShelf
 from chroma_plugin.errors import (
     ChromaError,
@@ -37,8 +36,6 @@ from chroma_plugin.errors import (
     EngineFailed,
 )
 from chroma_plugin.model.listener import Listener
-from chroma_plugin.model.prompt import TextStream
-from chroma_plugin.reply import EndReason, TextClock, TextDelta, Timings, TurnDone
 from chroma_plugin.session import ReplyRequest
 from chroma_plugin.voice import Voice
 
@@ -285,77 +282,19 @@ class Worker:
         reply.started_s = time.monotonic()
 
     def _take(self, slot: Slot, result: StepResult, *, pair: bool) -> None:
-        """Hands a row's share of a step on, and sees whether its reply has ended."""
+        """Hands a row's share of a step on, and frees the row of a reply that has ended."""
         call, reply = self._call_of(slot.ticket), self._reply_of(slot.ticket)
         if pair:
             call.dialogue.cached += slot.frames > 0  # the token before this one has been read
-            self._take_token(slot, reply, int(result.tokens[slot.row]))
+            reply.take_token(slot, int(result.tokens[slot.row]), self.parts.model)
         slot.position += (slot.frames > 0) + 2 * pair
-        codes = result.codes[slot.row]
-        if self.parts.model.is_end_of_speech(codes):
-            return self._finish(slot, reply, EndReason.END_OF_SPEECH)
-        slot.frames += 1
-        reason = self._limit(slot, reply, reply.count_repeats(codes))
-        now = time.monotonic()
-        chunk = reply.outlet.push(
-            result.audio[slot.row].numpy(),
-            text_ended=not slot.texting,
-            hurry=slot.in_hand_s(now) < URGENT_S,
-            last=reason is not None,
-        )
-        if chunk is not None:
-            slot.sent(chunk.duration_ms / 1000, now)
-            reply.first_audio_s = slot.first_out_s or now
-            reply.emit(chunk)
+        codes, audio, now = result.codes[slot.row], result.audio[slot.row], time.monotonic()
+        reason = reply.take_frame(slot, codes, audio, now, self.parts.model, self.config)
         if reason is not None:
-            self._finish(slot, reply, reason)
-
-    def _take_token(self, slot: Slot, reply: Reply, token: int) -> None:
-        if token == self.parts.model.config.im_end:
-            slot.texting = False
-            return
-        reply.entry.tokens.append(token)
-        text, tokens = reply.text.push(token)
-        if text:
-            reply.spoken.append(text)
-            start_ms = reply.text_clock.place(text, slot.frames * FRAME_MS)
-            reply.emit(TextDelta(text, start_ms, tokens))
-
-    def _limit(self, slot: Slot, reply: Reply, repeats: int) -> EndReason | None:
-        if slot.frames >= reply.max_frames:
-            return EndReason.MAX_SECONDS
-        if slot.position + 3 > self.config.backbone_positions:
-            return EndReason.POSITIONS
-        if repeats >= self.config.repeat_stop_frames:
-            return EndReason.REPEATED
-        return None
-
-    def _finish(self, slot: Slot, reply: Reply, reason: EndReason) -> None:
-        chunk = reply.outlet.finish()
-        if chunk is not None:
-            reply.emit(chunk)
-        now = time.monotonic()
-        if not slot.frames:  # nothing was spoken, so nothing was said
-            reply.entry.tokens.clear()
-            reply.spoken.clear()
-        reply.emit(
-            TurnDone(
-                reason=reason,
-                text="".join(reply.spoken),
-                audio_ms=reply.outlet.out_ms,
-                tokens=len(reply.entry.tokens),
-                frames=slot.frames,
-                timings=Timings(
-                    queued_ms=(reply.started_s - reply.asked_s) * 1000,
-                    first_audio_ms=max(reply.first_audio_s - reply.asked_s, 0.0) * 1000,
-                    total_ms=(now - reply.asked_s) * 1000,
-                    **{f"{part}_ms": ms for part, ms in reply.parts.items()},
-                ),
-            )
-        )
-        self.scheduler.release(slot)
-        self.runner.stop(slot.row)
-        self._call_of(slot.ticket).end_reply()
+            reply.finish(slot, reason, now)
+            self.scheduler.release(slot)
+            self.runner.stop(slot.row)
+            call.end_reply()
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -409,18 +348,20 @@ class Worker:
             return emit(call.broken)
         self.cancel(call)
         try:
-            call.reply = self._new_reply(call, request, emit, asked_s)
+            say = None if request.say is None else self._spell(request.say)
+            entries = call.open_reply(request.turn, request.instructions)
+            prompt, config = self.parts.prompt, self.config
+            reply = Utterance.new(request, emit, entries, say, asked_s, prompt, config)
+            call.reply = reply
             begin = time.perf_counter()
-            call.reply.voice = self.voices.ready(request.voice)
-            call.reply.spend("voice", (time.perf_counter() - begin) * 1000)
-            reserve = (
-                call.reply.max_frames // 2 + 2 if call.reply.say is None else len(call.reply.say)
-            )
-            if not call.dialogue.forget_beyond(self.config.thinker_positions - reserve):
+            reply.voice = self.voices.ready(request.voice)
+            reply.spend("voice", (time.perf_counter() - begin) * 1000)
+            room = config.thinker_positions - reply.most_tokens
+            if not call.dialogue.forget_beyond(room):
                 raise ConfigError(
                     f"The instructions and the last turn take {call.dialogue.positions} positions; "
-                    f"{self.config.thinker_positions - reserve} are left beside the reply. Shorten "
-                    "the instructions or raise EngineConfig.thinker_positions."
+                    f"{room} are left beside the reply. Shorten the instructions or raise "
+                    "EngineConfig.thinker_positions."
                 )
         except ChromaError as error:
             call.end_reply()
@@ -428,27 +369,15 @@ class Worker:
         deadline = asked_s + self.config.queue_timeout_s
         self.scheduler.submit(Ticket(call, asked_s, deadline))
 
-    def _new_reply(self, call: Call, request: ReplyRequest, emit: Emit, asked_s: float) -> Reply:
-        say = None if request.say is None else self.parts.prompt.encode(request.say)
-        if say is not None and len(say) >= min(MAX_SAID, self.config.thinker_positions // 2):
+    def _spell(self, text: str) -> list[int]:
+        """The tokens of a text to be spoken word for word."""
+        ids = self.parts.prompt.encode(text)
+        if len(ids) >= min(MAX_SAID, self.config.thinker_positions // 2):
             raise ConfigError(
-                f"say() was given {len(say)} tokens of text, which is too long for one reply; "
+                f"say() was given {len(ids)} tokens of text, which is too long for one reply; "
                 "say it in several pieces."
             )
-        entry, aside = call.open_reply(request.turn, request.instructions)
-        most_s = min(request.max_reply_s or self.config.max_reply_s, self.config.max_reply_s)
-        return Reply(
-            request=request,
-            emit=emit,
-            entry=entry,
-            aside=aside,
-            say=say,
-            max_frames=max(round(most_s * 1000 / FRAME_MS), 1),
-            asked_s=asked_s,
-            text=TextStream(self.parts.prompt),
-            text_clock=TextClock(request.voice.chars_per_second),
-            outlet=Outlet(),
-        )
+        return ids
 
     def cancel(self, call: Call, turn: int | None = None) -> None:
         """Stops a conversation's reply, if it still is this one."""
@@ -472,7 +401,7 @@ class Worker:
         assert isinstance(ticket.key, Call)
         return ticket.key
 
-    def _reply_of(self, ticket: Ticket) -> Reply:
+    def _reply_of(self, ticket: Ticket) -> Utterance:
         reply = self._call_of(ticket).reply
         assert reply is not None
         return reply
