@@ -167,7 +167,8 @@ def test_readme_prints_the_real_tree() -> None:
             real |= {str(path)} - {f"{path.parent}/__init__.py"}
         elif len(path.parts) > 1 and not path.parts[0].startswith("."):
             real.add(f"{path.parts[0]}/")
-    assert printed_tree() == real
+    printed = printed_tree()
+    assert printed == real, f"to add: {sorted(real - printed)}; to drop: {sorted(printed - real)}"
 
 
 def test_readme_code_is_python_that_imports() -> None:

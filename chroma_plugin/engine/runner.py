@@ -21,7 +21,7 @@ from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import CODEBOOKS
 from chroma_plugin.model.layers import KVCache
 from chroma_plugin.model.prompt import PromptFormat, VoicePrompt
-from chroma_plugin.model.sampling import RowSampling, pick_codes
+from chroma_plugin.model.sampling import RowSampling, frame_noise, pick_codes
 from chroma_plugin.voice import Voice
 
 SPAN_STEP = 256
@@ -157,7 +157,8 @@ class Runner:
         self.backbone_cache = KVCache.empty(
             model.config.backbone, rows, config.backbone_positions + 1, weight
         )
-        self.depth_cache = model.depth.new_cache(rows)
+        with torch.inference_mode():
+            self.depth_steps = model.depth.new_steps(rows, config.depth_positions)
         self.decode_state = model.codec.new_decode_state(rows)
         self.rows = Rows.empty(rows, weight)
         self._active: list[int] = []
@@ -333,15 +334,14 @@ class Runner:
         model, batch = self.model, len(state)
         sampling = self.rows.sampling.first(batch)
         size = model.config.codebook_size
+        noise = frame_noise(sampling, size)
         logits = model.backbone.codebook0_head(state)
         self.code0_logits[:batch] = logits
-        codes = model.depth.frame(
-            state,
-            pick_codes(logits, 0, sampling, size),
-            self.depth_cache,
-            lambda scores, codebook: pick_codes(scores, codebook, sampling, size),
-            self.config.depth_positions,
-        )
+
+        def pick(scores: Tensor, codebook: int) -> Tensor:
+            return pick_codes(scores, codebook, sampling, size, noise)
+
+        codes = model.depth.frame(state, pick(logits, 0), self.depth_steps, pick)
         active = self.rows.active[:batch]
         self.rows.codes[:batch] = torch.where(active[:, None], codes, self.rows.codes[:batch])
         sampling.frame += active

@@ -124,7 +124,7 @@ class ChromaModel(nn.Module):
         backbone_cache = KVCache.empty(
             self.config.backbone, 1, len(voice) + 2 * max_frames + 2, voice
         )
-        depth_cache = self.depth.new_cache(1)
+        depth_steps = self.depth.new_steps(1, numbering)
 
         hidden = self._read(self.thinker, dialogue, thinker_cache, 0)
         text_logits = self.thinker.lm_head(hidden)
@@ -152,9 +152,8 @@ class ChromaModel(nn.Module):
             frame = self.depth.frame(
                 state[None],
                 logits[-1].argmax()[None],
-                depth_cache,
+                depth_steps,
                 lambda scores, codebook: scores.argmax(dim=-1),
-                numbering,
             )[0]
             if self.is_end_of_speech(frame):
                 ended = True

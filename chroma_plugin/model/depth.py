@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chroma_plugin.config import DepthPositions
 from chroma_plugin.model.backbone import AudioEmbedding
-from chroma_plugin.model.layers import KVCache, Transformer, TransformerConfig
+from chroma_plugin.model.layers import KVCache, SharedStep, Transformer, TransformerConfig
 
 Pick = Callable[[Tensor, int], Tensor]
 """Picks a code: logits `[B, V]` and its codebook to codes int64 `[B]`."""
@@ -45,45 +45,35 @@ class DepthDecoder(nn.Module):
         self.transformer = Transformer(config)
         self.heads = nn.Parameter(torch.empty(codebooks - 1, config.hidden_size, vocabulary))
 
-    def new_cache(self, rows: int) -> KVCache:
-        """A cache of one frame's positions."""
-        return KVCache.empty(self.transformer.config, rows, self.codebooks, self.heads)
+    def new_steps(self, rows: int, numbering: DepthPositions = "generate") -> list[SharedStep]:
+        """What the passes of a frame share, made once for a batch of at most so many rows.
 
-    def frame(
-        self,
-        hidden: Tensor,
-        code0: Tensor,
-        cache: KVCache,
-        pick: Pick,
-        numbering: DepthPositions = "generate",
-    ) -> Tensor:
+        Args:
+            rows: the largest batch.
+            numbering: `generate` gives hidden state and code 0 the same position, as the released
+                model's generation does; `training` counts from 0 on.
+        """
+        shift = 1 if numbering == "generate" else 0
+        cache = KVCache.empty(self.transformer.config, rows, self.codebooks, self.heads)
+        bounds = [(0, 2), *((i, i + 1) for i in range(2, self.codebooks))]
+        return [self.transformer.shared_step(a, b, cache, shift) for a, b in bounds]
+
+    def frame(self, hidden: Tensor, code0: Tensor, steps: list[SharedStep], pick: Pick) -> Tensor:
         """Completes a frame.
 
         Args:
             hidden: the backbone's last hidden states, `[B, hidden]`.
             code0: int64 `[B]`.
-            cache: of `new_cache`, at least B rows; what is in it does not matter.
+            steps: of `new_steps`, for at least B rows.
             pick: how a code is chosen from its logits.
-            numbering: `generate` gives hidden state and code 0 the same position, as the released
-                model's generation does; `training` counts from 0 on.
 
         Returns:
             The codes of the frame, int64 `[B, K]`.
         """
-        batch, device = code0.shape[0], code0.device
-        shift = 1 if numbering == "generate" else 0
         codes = [code0]
         inputs = torch.stack([hidden, self.audio_embedding.code(code0, 0)], dim=1)  # [B, 2, H]
-        positions = torch.arange(2, device=device).expand(batch, 2)
-        for codebook in range(1, self.codebooks):
-            out = self.transformer(
-                self.projection(inputs),
-                positions,
-                cache,
-                span=codebook + 1,
-                rope_positions=(positions - shift).clamp(min=0),
-            )
+        for codebook, step in enumerate(steps, start=1):
+            out = self.transformer.run(self.projection(inputs), step)
             codes.append(pick(out[:, -1] @ self.heads[codebook - 1], codebook))
             inputs = self.audio_embedding.code(codes[-1], codebook)[:, None]  # [B, 1, H]
-            positions = torch.full((batch, 1), codebook + 1, device=device)
         return torch.stack(codes, dim=1)

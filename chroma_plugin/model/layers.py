@@ -213,14 +213,27 @@ class Step:
     cos: Tensor  # [B, 1, T, D]
     sin: Tensor
     mask: Tensor  # bool [B, 1, T, span]
-    positions: Tensor  # [B, T]
-    rows: Tensor  # [B]
-    in_order: bool  # batch row i is cache row i
     span: int
     cache: KVCache
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts new keys and values `[B, kv_heads, T, D]` at their positions; returns the span."""
+        """Puts new keys and values `[B, kv_heads, T, D]` at their positions.
+
+        Returns:
+            Keys and values of the span, `[B, kv_heads, span, D]`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class RowStep(Step):
+    """Every row at its own positions."""
+
+    positions: Tensor  # [B, T]
+    rows: Tensor  # [B]
+    in_order: bool  # batch row i is cache row i
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         at = (self.rows[:, None], slice(None), self.positions)
         out = []
         for cache, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
@@ -230,6 +243,18 @@ class Step:
             else:
                 out.append(cache[:, :, : self.span].index_select(0, self.rows))
         return out[0], out[1]
+
+
+@dataclass(slots=True)
+class SharedStep(Step):
+    """All rows at the same positions, the last ones of the span; cos, sin and mask broadcast."""
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        rows, first = k.shape[0], self.span - k.shape[2]
+        keys, values = (c[layer, :rows, :, : self.span] for c in (self.cache.k, self.cache.v))
+        keys[:, :, first:].copy_(k)
+        values[:, :, first:].copy_(v)
+        return keys, values
 
 
 class Transformer(nn.Module):
@@ -270,16 +295,36 @@ class Transformer(nn.Module):
         span = cache.positions if span is None else min(span, cache.positions)
         cos, sin = self.rope(positions if rope_positions is None else rope_positions)
         keys = torch.arange(span, device=x.device)
-        step = Step(
+        step = RowStep(
             cos=cos.to(x.dtype),
             sin=sin.to(x.dtype),
             mask=keys[None, None, None, :] <= positions[:, None, :, None],
+            span=span,
+            cache=cache,
             positions=positions,
             rows=torch.arange(x.shape[0], device=x.device) if rows is None else rows,
             in_order=rows is None,
-            span=span,
-            cache=cache,
         )
+        return self.run(x, step)
+
+    def shared_step(self, first: int, last: int, cache: KVCache, shift: int = 0) -> SharedStep:
+        """A step in which all rows read the positions from `first` up to `last`, exclusive.
+
+        Args:
+            first: the first position to read; what lies before it is in the cache.
+            last: where the positions end.
+            cache: keys and values so far.
+            shift: rotations count from so many positions later on, and never below 0.
+        """
+        positions = torch.arange(first, last, device=cache.k.device)
+        cos, sin = self.rope((positions - shift).clamp(min=0)[None])
+        keys = torch.arange(last, device=cache.k.device)
+        mask = (keys <= positions[:, None])[None, None]
+        return SharedStep(cos.to(cache.k.dtype), sin.to(cache.k.dtype), mask, last, cache)
+
+    def run(self, x: Tensor, step: Step) -> Tensor:
+        """All layers over `[B, T, hidden]`; `step` says where the inputs stand."""
         for layer, block in enumerate(self.blocks):
             x = block(x, step, layer)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out

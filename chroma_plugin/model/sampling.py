@@ -52,7 +52,13 @@ class RowSampling:
         )
 
 
-def pick_codes(logits: Tensor, codebook: int, sampling: RowSampling, codebook_size: int) -> Tensor:
+def pick_codes(
+    logits: Tensor,
+    codebook: int,
+    sampling: RowSampling,
+    codebook_size: int,
+    noise: Tensor | None = None,
+) -> Tensor:
     """Picks a code per row.
 
     Greedy rows take the likeliest id, special ones included, as the official greedy generation
@@ -64,34 +70,46 @@ def pick_codes(logits: Tensor, codebook: int, sampling: RowSampling, codebook_si
         codebook: which codebook, 0..7: part of the noise's counter.
         sampling: settings of the B rows.
         codebook_size: codes that the codec knows.
+        noise: what `frame_noise` gives for this frame, if it is at hand.
 
     Returns:
         int64 `[B]`.
     """
     logits = logits.float()
-    likeliest = logits.argmax(dim=-1)
+    if noise is None:
+        noise = frame_noise(sampling, codebook_size, range(codebook, codebook + 1))[:, 0]
+    else:
+        noise = noise[:, codebook]
     cold = sampling.temperature <= 0
     heat = sampling.temperature.masked_fill(cold, 1.0)
     drawable = logits[:, :codebook_size] / heat[:, None]
-    ranked, order = drawable.sort(dim=-1, descending=True)
+    ranked = drawable.sort(dim=-1, descending=True).values
     ranks = torch.arange(codebook_size, device=logits.device)
-    top_k = torch.where(sampling.top_k > 0, sampling.top_k, codebook_size)
+    top_k = sampling.top_k.masked_fill(sampling.top_k <= 0, codebook_size)
     weights = ranked.masked_fill(ranks >= top_k[:, None], -torch.inf).softmax(dim=-1)
     before = weights.cumsum(dim=-1) - weights  # probability of the likelier codes
-    kept = (ranks < top_k[:, None]) & (before < sampling.top_p[:, None])
-    noise = gumbel(sampling.seed, sampling.frame, codebook, order)
-    best = (ranked.masked_fill(~kept, -torch.inf) + noise).argmax(dim=-1, keepdim=True)
-    return torch.where(cold, likeliest, order.gather(1, best)[:, 0])
+    kept = (before < sampling.top_p[:, None]).sum(dim=-1).minimum(top_k)
+    least = ranked.gather(1, kept.clamp(1, codebook_size)[:, None] - 1)  # of those that are kept
+    drawn = (drawable + noise).masked_fill(drawable < least, -torch.inf).argmax(dim=-1)
+    return torch.where(cold, logits.argmax(dim=-1), drawn)
 
 
-def gumbel(seed: Tensor, frame: Tensor, codebook: int, codes: Tensor) -> Tensor:
-    """Gumbel noise for codes `[B, V]`, from a counter instead of a generator's state.
+def frame_noise(sampling: RowSampling, codebook_size: int, codebooks: range = range(8)) -> Tensor:
+    """Gumbel noise for the codes of a frame, float32 `[B, codebooks, codebook_size]`."""
+    device = sampling.seed.device
+    books = torch.arange(codebooks.start, codebooks.stop, device=device)[None, :, None]
+    codes = torch.arange(codebook_size, device=device)[None, None]
+    return gumbel(sampling.seed[:, None, None], sampling.frame[:, None, None], books, codes)
+
+
+def gumbel(seed: Tensor, frame: Tensor, codebook: Tensor | int, code: Tensor) -> Tensor:
+    """Gumbel noise from a counter instead of a generator's state; the arguments broadcast.
 
     The counter is mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014), whose 64-bit
     products wrap as int64 products do.
     """
-    counter = (frame * 8 + codebook)[:, None] * 65536 + codes
-    bits = _mix(_mix(seed)[:, None] + _mix(counter))
+    counter = (frame * 8 + codebook) * 65536 + code
+    bits = _mix(_mix(seed) + _mix(counter))
     uniform = ((bits >> 40) & 0xFFFFFF).double() + 0.5  # 24 bits, never 0 or 1
     return (-torch.log(-torch.log(uniform / 2**24))).float()
 

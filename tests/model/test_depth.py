@@ -83,7 +83,7 @@ class TestFrame:
             seen.append((codebook, found))
             return likely(found, codebook)
 
-        codes = depth.frame(hidden, code0, depth.new_cache(5), pick, numbering)
+        codes = depth.frame(hidden, code0, depth.new_steps(5, numbering), pick)
         assert codes.dtype == torch.int64
         assert torch.equal(codes, wanted)
         assert [codebook for codebook, _ in seen] == list(range(1, CODEBOOKS))
@@ -94,14 +94,18 @@ class TestFrame:
 
     def test_as_the_released_model_generates_unless_told(self, depth: DepthDecoder) -> None:
         hidden, code0 = noise(5, WIDTH), torch.arange(5)
-        cache = depth.new_cache(5)
-        default = depth.frame(hidden, code0, cache, best)
-        assert torch.equal(default, depth.frame(hidden, code0, cache, best, "generate"))
-        assert not torch.equal(default, depth.frame(hidden, code0, cache, best, "training"))
+        steps = depth.new_steps(5)
+        default = depth.frame(hidden, code0, steps, best)
+        assert torch.equal(
+            default, depth.frame(hidden, code0, depth.new_steps(5, "generate"), best)
+        )
+        assert not torch.equal(
+            default, depth.frame(hidden, code0, depth.new_steps(5, "training"), best)
+        )
 
     def test_every_input_counts(self, depth: DepthDecoder) -> None:
         """The hidden state, code 0, and every code picked on the way."""
-        hidden, code0, cache = noise(1, WIDTH), torch.tensor([4]), depth.new_cache(1)
+        hidden, code0, steps = noise(1, WIDTH), torch.tensor([4]), depth.new_steps(1)
 
         def after(change: int, hidden: Tensor = hidden, code0: Tensor = code0) -> Tensor:
             scores: list[Tensor] = []
@@ -110,7 +114,7 @@ class TestFrame:
                 scores.append(found)
                 return torch.tensor([11 if codebook == change else codebook])
 
-            depth.frame(hidden, code0, cache, pick)
+            depth.frame(hidden, code0, steps, pick)
             return torch.cat(scores)
 
         plain = after(0)
@@ -125,36 +129,39 @@ class TestFrame:
 class TestRows:
     def test_a_row_equals_itself_alone(self, depth: DepthDecoder) -> None:
         hidden, code0 = noise(4, WIDTH), torch.tensor([1, 2, 3, 4])
-        together = depth.frame(hidden, code0, depth.new_cache(6), likely)
+        together = depth.frame(hidden, code0, depth.new_steps(6), likely)
         for row in range(4):
             one = slice(row, row + 1)
-            alone = depth.frame(hidden[one], code0[one], depth.new_cache(1), likely)
+            alone = depth.frame(hidden[one], code0[one], depth.new_steps(1), likely)
             assert torch.equal(alone, together[one])
 
     def test_frames_know_nothing_of_one_another(self, depth: DepthDecoder) -> None:
-        hidden, code0, cache = noise(2, WIDTH), torch.tensor([1, 2]), depth.new_cache(3)
-        first = depth.frame(hidden, code0, cache, likely)
-        depth.frame(noise(2, WIDTH, seed=1), torch.tensor([3, 9]), cache, likely)
+        hidden, code0, steps = noise(2, WIDTH), torch.tensor([1, 2]), depth.new_steps(3)
+        first = depth.frame(hidden, code0, steps, likely)
+        depth.frame(noise(2, WIDTH, seed=1), torch.tensor([3, 9]), steps, likely)
+        cache = steps[0].cache
         cache.k.copy_(noise(*cache.k.shape, seed=2))
         cache.v.copy_(noise(*cache.v.shape, seed=3))
-        assert torch.equal(depth.frame(hidden, code0, cache, likely), first)
+        assert torch.equal(depth.frame(hidden, code0, steps, likely), first)
 
     def test_nothing_is_read_back(self, depth: DepthDecoder) -> None:
-        hidden, code0, cache = noise(2, WIDTH), torch.tensor([1, 2]), depth.new_cache(2)
+        hidden, code0, steps = noise(2, WIDTH), torch.tensor([1, 2]), depth.new_steps(2)
         with NoHostReads():
-            depth.frame(hidden, code0, cache, likely)
+            depth.frame(hidden, code0, steps, likely)
 
 
 class TestCache:
     def test_holds_one_frame(self, depth: DepthDecoder) -> None:
-        cache = depth.new_cache(3)
+        steps = depth.new_steps(3)
+        assert len({id(step.cache) for step in steps}) == 1
+        cache = steps[0].cache
         assert (cache.rows, cache.positions) == (3, CODEBOOKS)
         assert cache.k.dtype == torch.float32
 
     def test_has_the_weights_dtype(self) -> None:
         embedding = AudioEmbedding(CODEBOOKS, VOCABULARY, WIDTH)
         half = DepthDecoder(CONFIG, CODEBOOKS, VOCABULARY, embedding, WIDTH).bfloat16()
-        assert half.new_cache(1).k.dtype == torch.bfloat16
+        assert half.new_steps(1)[0].cache.k.dtype == torch.bfloat16
 
 
 class TestAudioEmbedding:

@@ -293,7 +293,7 @@ class TestNoise:
 
     def test_is_gumbel(self) -> None:
         noise = gumbel(
-            torch.arange(500), torch.zeros(500).long(), 0, torch.arange(2048).repeat(500, 1)
+            torch.arange(500)[:, None], torch.zeros(500, 1).long(), 0, torch.arange(2048)[None]
         )
         assert noise.isfinite().all()
         assert float(noise.mean()) == pytest.approx(0.57722, abs=5e-3)
