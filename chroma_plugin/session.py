@@ -170,6 +170,9 @@ class Session:
         max_reply_s: float | None = None,
         max_turn_s: float = 60.0,
     ) -> None:
+        if max_reply_s is not None and not _positive(max_reply_s):
+            raise ConfigError(f"max_reply_s is {max_reply_s!r}; it must be seconds, more than 0.")
+        _of_kinds(voice, sampling)
         self._conversation = conversation
         self.voice = voice
         self.instructions = instructions
@@ -361,8 +364,14 @@ class Session:
         voice: Voice | None = None,
         sampling: SamplingParams | None = None,
     ) -> None:
-        """Changes settings from the next reply on; what is None stays as it is."""
+        """Changes settings from the next reply on; what is None stays as it is.
+
+        Raises:
+            ConfigError: a setting is of the wrong kind; none is changed.
+            SessionClosed: after `aclose`.
+        """
         self._check_open()
+        _of_kinds(voice, sampling)
         if instructions is not None and instructions != self.instructions:
             _whole_text(instructions, "update")
             self.instructions = instructions
@@ -409,6 +418,19 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise SessionClosed("This session was closed; open a new one with open_session().")
+
+
+def _positive(seconds: float) -> bool:
+    return isinstance(seconds, int | float) and 0 < seconds < float("inf")
+
+
+def _of_kinds(voice: Voice | None, sampling: SamplingParams | None) -> None:
+    if not isinstance(voice, Voice | None):
+        raise ConfigError(f"voice is of type {type(voice).__name__}; use Voice.from_file(...).")
+    if not isinstance(sampling, SamplingParams | None):
+        raise ConfigError(
+            f"sampling is of type {type(sampling).__name__}; use SamplingParams(...)."
+        )
 
 
 def _some_text(text: str, caller: str) -> None:

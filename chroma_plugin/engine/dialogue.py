@@ -111,19 +111,26 @@ class Dialogue:
             entry.tokens = entry.tokens[:count]
 
     def forget_beyond(self, limit: int) -> bool:
-        """Drops the oldest exchanges until the log fits; False if its last messages alone do not.
+        """Drops the oldest messages until the log fits; False, and none goes, if that is not enough.
 
         What goes begins after the system prompt and ends before a user's message, so that the rest
-        starts with one. The last user's message and what follows it stay.
+        starts with one. The last user's message stays; of the replies after it the oldest go, but
+        never what comes last.
         """
-        while self.positions > limit:
-            starts = [
-                i for i, e in enumerate(self.entries) if e.kind in ("user", "listening") and i > 1
-            ]
-            if not starts:
+        kept = list(self.entries)
+        while sum(e.positions for e in kept) > limit:
+            asked = [i for i, e in enumerate(kept) if e.kind in ("user", "listening") and i > 1]
+            said = [i for i, e in enumerate(kept[:-1]) if e.kind == "assistant"]
+            if asked:
+                del kept[1 : asked[0]]
+            elif said:
+                del kept[said[0]]
+            else:
                 return False
-            self.changed(self.entries[1])
-            self.entries[1 : starts[0]] = []
+        if len(kept) < len(self.entries):
+            pairs = zip(self.entries, kept, strict=False)
+            self.changed(next(old for old, new in pairs if old is not new))
+            self.entries = kept
         return True
 
     def pending(self, most: int) -> Tensor:

@@ -111,6 +111,7 @@ class Engine:
         """Opens a conversation; see `SpeechEngine.open_session`.
 
         Raises:
+            ConfigError: a setting is of the wrong kind or out of range.
             EngineBusy: no session was closed before the deadline.
             EngineClosed: the engine was not started, or is closed.
             EngineFailed: the engine is dead.
@@ -129,15 +130,9 @@ class Engine:
 
         voice = voice or Voice.default()
         call = worker.new_call()
-        worker.post(lambda: worker.open(call, voice, lambda e: worker.mail.put(loop, resolve, e)))
         conversation = EngineConversation(worker, call, loop)
-        try:
-            await opened
-        except asyncio.CancelledError:
-            conversation.close()
-            raise
         conversation.set_instructions(instructions)
-        return Session(
+        session = Session(  # refuses what it cannot use before anything is taken up
             conversation,
             voice=voice,
             instructions=instructions,
@@ -146,6 +141,13 @@ class Engine:
             max_reply_s=max_reply_s,
             max_turn_s=self.config.max_turn_s,
         )
+        worker.post(lambda: worker.open(call, voice, lambda e: worker.mail.put(loop, resolve, e)))
+        try:
+            await opened
+        except asyncio.CancelledError:
+            conversation.close()
+            raise
+        return session
 
     async def close(self) -> None:
         """Ends every session and frees the model; calling it again is harmless."""
@@ -179,10 +181,10 @@ class Engine:
     def _live_worker(self) -> Worker:
         if self._worker is None:
             raise EngineClosed("The engine was not started; call `await engine.start()` first.")
-        if self._worker.failure is not None:
-            raise self._worker.failure
-        if self._worker.closed:
-            raise EngineClosed("The engine is closed; make a new one.")
+        if (refusal := self._worker.refusal) is not None:
+            raise refusal
+        if self._ready is None or not self._ready.done():
+            raise EngineClosed("The engine is still loading; wait for `await engine.start()`.")
         return self._worker
 
 
@@ -222,15 +224,14 @@ class EngineConversation:
 
     def start_reply(self, request: ReplyRequest, sink: Sink) -> None:
         worker, asked_s = self._worker, time.monotonic()
-        if worker.failure is not None or worker.closed:
-            error = worker.failure or EngineClosed("The engine is closed; make a new one.")
-            self._loop.call_soon(sink, error)
-            return
 
         def emit(event: Any) -> None:
             worker.mail.put(self._loop, sink, event)
 
-        self._post(lambda: worker.reply(self._call, request, emit, asked_s))
+        def ask() -> None:
+            worker.reply(self._call, request, emit, asked_s)
+
+        worker.post(lambda: worker.guard(self._call, ask, emit))
 
     def cancel_reply(self, turn: int) -> None:
         self._post(lambda: self._worker.cancel(self._call, turn))

@@ -93,6 +93,8 @@ class Worker:
         self.failure: EngineFailed | None = None
         self.closed = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._door = threading.Lock()
+        self._over = False  # the thread takes nothing from the inbox any more
         self._thread = threading.Thread(target=self._run, name="chroma-engine", daemon=True)
         self._loaded: Callable[[BaseException | None], None] = lambda error: None
         self.scheduler = Scheduler(config.max_replies, config.run_ahead_s)
@@ -103,6 +105,13 @@ class Worker:
         self.runner: Runner
         self.voices: VoiceShelf
 
+    @property
+    def refusal(self) -> ChromaError | None:
+        """Why nothing more can be asked of it."""
+        if self.failure is None and self.closed:
+            return EngineClosed("The engine is closed; make a new one.")
+        return self.failure
+
     # -- from other threads ------------------------------------------------------------------
 
     def start(self, loaded: Callable[[BaseException | None], None]) -> None:
@@ -111,8 +120,16 @@ class Worker:
         self._thread.start()
 
     def post(self, command: Callable[[], None]) -> None:
-        """Has something done on the thread, after all that was posted before."""
-        self._inbox.put(command)
+        """Has something done on the thread, after all that was posted before.
+
+        What comes after the thread's end is done here and now: it is refused.
+        """
+        with self._door:
+            if not self._over:
+                self._inbox.put(command)
+                return
+            command()
+            self.mail.send()
 
     def stop(self) -> None:
         """Ends the thread and waits for it."""
@@ -122,8 +139,17 @@ class Worker:
 
     # -- the loop ----------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _run(self) -> None:
+        try:
+            self._live()
+        finally:
+            with self._door:  # nobody is left without an answer
+                self._over = True
+                self._obey()
+                self.mail.send()
+
+    @torch.inference_mode()
+    def _live(self) -> None:
         try:
             if self.config.num_threads is not None:
                 torch.set_num_threads(self.config.num_threads)
@@ -300,6 +326,8 @@ class Worker:
 
     def open(self, call: Call, voice: Voice, done: Callable[[ChromaError | None], None]) -> None:
         """Lets a conversation in, now or when another one has ended."""
+        if self.refusal is not None:
+            return done(self.refusal)
         deadline = time.monotonic() + self.config.queue_timeout_s
         self._openings.append(_Opening(call, voice, done, deadline))
         self._open_next()
@@ -309,8 +337,8 @@ class Worker:
             opening = self._openings.popleft()
             try:
                 self.voices.ready(opening.voice)
-            except ChromaError as error:
-                opening.done(error)
+            except Exception as error:
+                opening.done(_told(error, "The voice cannot be made ready"))
                 continue
             self.calls.append(opening.call)
             opening.done(None)
@@ -325,27 +353,36 @@ class Worker:
         self.seats.release(call)
         self._open_next()
 
-    def guard(self, call: Call, command: Callable[[], None]) -> None:
-        """Runs a conversation's command; what goes wrong in it is that conversation's alone."""
+    def guard(
+        self, call: Call, command: Callable[[], None], emit: Emit = lambda event: None
+    ) -> None:
+        """Runs a conversation's command; what goes wrong in it is that conversation's alone.
+
+        Args:
+            call: the conversation.
+            command: what it asks for.
+            emit: tells the reader of the reply that is asked for, if one is.
+        """
+        refusal = call.broken or self.refusal
+        if refusal is not None:
+            return emit(refusal)
         try:
             command()
         except Exception as error:
             log.exception("a conversation failed")
-            broken = EngineError(
+            call.broken = EngineError(
                 f"This conversation failed ({type(error).__name__}: {error}) and cannot go on; "
                 "close it and open another session. The log has the details."
             )
-            call.broken = broken
+            emit(call.broken)
             if call.reply is not None:
-                call.reply.emit(broken)
+                call.reply.emit(call.broken)
                 self.cancel(call)
 
     def reply(self, call: Call, request: ReplyRequest, emit: Emit, asked_s: float) -> None:
         """Queues a reply."""
         if call not in self.calls:
             return emit(EngineClosed("The conversation was ended before its reply began."))
-        if call.broken is not None:
-            return emit(call.broken)
         self.cancel(call)
         try:
             say = None if request.say is None else self._spell(request.say)
@@ -424,3 +461,10 @@ class Worker:
         self.mail.send()
         if hasattr(self, "runner"):
             del self.runner, self.parts, self.voices
+
+
+def _told(error: Exception, what: str) -> ChromaError:
+    if isinstance(error, ChromaError):
+        return error
+    log.error("%s", what, exc_info=error)
+    return EngineError(f"{what} ({type(error).__name__}: {error}). The log has the details.")

@@ -195,15 +195,15 @@ class TextStream:
 
     def push(self, token: int) -> tuple[str, int]:
         """The text that a token completes, and the tokens it stands for; ("", 0) while a
-        character is still in pieces."""
+        character is still in pieces, or for a token that says nothing: the next text counts it."""
         self._ids.append(token)
         before = self._prompt.decode(self._ids[self._from : self._said])
-        now = self._prompt.decode(self._ids[self._from :])
-        if now.endswith("\ufffd"):
+        text = self._prompt.decode(self._ids[self._from :])[len(before) :]
+        if not text or text.endswith("\ufffd"):
             return "", 0
         tokens = len(self._ids) - self._said
         self._from, self._said = self._said, len(self._ids)
-        return now[len(before) :], tokens
+        return text, tokens
 
 
 @dataclass(frozen=True, slots=True)
