@@ -154,6 +154,19 @@ def doctor(model: Model = DEFAULT_MODEL, as_json: AsJson = False) -> None:
             raise typer.Exit(1)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def bench(ctx: typer.Context) -> None:
+    """Measure latency, load and endurance: latency, load, sweep or soak."""
+    from chroma_plugin.bench.cli import app as bench_app
+
+    with _told():
+        code = bench_app(ctx.args, prog_name="chroma-plugin bench", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
 # -- one conversation ------------------------------------------------------------------------
 
 

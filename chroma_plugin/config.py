@@ -5,7 +5,6 @@ Nothing here knows torch: devices and dtypes are words until the engine starts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,9 +32,14 @@ def _require(ok: bool, message: str) -> None:
 
 def _between(owner: str, field: str, value: float, low: float, high: float) -> None:
     _require(
-        isinstance(value, int | float) and math.isfinite(value) and low <= value <= high,
+        isinstance(value, int | float) and low <= value <= high,
         f"{owner}.{field} is {value!r}; it must be a number from {low:g} to {high:g}.",
     )
+
+
+def _whole(owner: str, field: str, value: float, low: int, high: int) -> None:
+    _between(owner, field, value, low, high)
+    _require(isinstance(value, int), f"{owner}.{field} is {value!r}; it must be a whole number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +64,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _between("SamplingParams", "temperature", self.temperature, 0.0, 5.0)
-        _between("SamplingParams", "top_k", self.top_k, 0, 1_000_000)
-        _require(
-            isinstance(self.top_k, int),
-            f"SamplingParams.top_k is {self.top_k!r}; it must be a whole number.",
-        )
+        _whole("SamplingParams", "top_k", self.top_k, 0, 1_000_000)
         _between("SamplingParams", "top_p", self.top_p, 0.0, 1.0)
         _require(self.top_p > 0, "SamplingParams.top_p is 0; use temperature=0 for greedy codes.")
         if self.seed is not None:
-            _between("SamplingParams", "seed", self.seed, 0, 2**63 - 1)
+            _whole("SamplingParams", "seed", self.seed, 0, 2**63 - 1)
 
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0)
@@ -100,7 +100,7 @@ class EngineConfig:
             released model's own generation does; ``training`` numbers them 0, 1, ..., 7.
         repeat_stop_frames: a reply ends when this many frames in a row carry the same codes.
         voice_cache: voice prompts kept ready; the least recently used goes first.
-        num_threads: CPU threads of torch; None leaves torch's choice.
+        num_threads: CPU threads of torch; None is one for a small model, torch's choice otherwise.
     """
 
     model: str | Path = DEFAULT_MODEL
@@ -124,6 +124,9 @@ class EngineConfig:
         def check(field: str, low: float, high: float) -> None:
             _between("EngineConfig", field, getattr(self, field), low, high)
 
+        def check_whole(field: str, low: int, high: int) -> None:
+            _whole("EngineConfig", field, getattr(self, field), low, high)
+
         _require(bool(str(self.model)), "EngineConfig.model is empty; name a folder or a hub id.")
         _require(
             self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
@@ -138,10 +141,10 @@ class EngineConfig:
             f"EngineConfig.depth_positions is {self.depth_positions!r}; "
             "use generate (as the released model speaks) or training.",
         )
-        check("max_replies", 1, 4096)
-        check("max_sessions", 1, 65536)
+        check_whole("max_replies", 1, 4096)
+        check_whole("max_sessions", 1, 65536)
         if self.thinker_rows is not None:
-            check("thinker_rows", self.max_replies, 65536)
+            check_whole("thinker_rows", self.max_replies, 65536)
         check("queue_timeout_s", 0.0, 3600.0)
         _require(
             self.run_ahead_s >= 0.5,
@@ -150,12 +153,12 @@ class EngineConfig:
         )
         check("max_reply_s", 0.08, 3600.0)
         check("max_turn_s", 0.1, 3600.0)
-        check("thinker_positions", 64, 1_000_000)
-        check("backbone_positions", 64, 1_000_000)
-        check("repeat_stop_frames", 2, 1_000_000)
-        check("voice_cache", 1, 1_000_000)
+        check_whole("thinker_positions", 64, 1_000_000)
+        check_whole("backbone_positions", 64, 1_000_000)
+        check_whole("repeat_stop_frames", 2, 1_000_000)
+        check_whole("voice_cache", 1, 1_000_000)
         if self.num_threads is not None:
-            check("num_threads", 1, 1024)
+            check_whole("num_threads", 1, 1024)
 
     @property
     def thinker_cache_rows(self) -> int:

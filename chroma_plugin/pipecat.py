@@ -165,8 +165,8 @@ class _Ear:
 
     def hear(self, frame: InputAudioRawFrame) -> Samples:
         if self._resampler is None or frame.sample_rate != self._rate_hz:
-            self._rate_hz = frame.sample_rate
             self._resampler = Resampler(frame.sample_rate, INPUT_RATE_HZ)
+            self._rate_hz = frame.sample_rate
         samples, channels = pcm_to_float(frame.audio), frame.num_channels
         if channels > 1:
             whole = samples[: len(samples) // channels * channels]

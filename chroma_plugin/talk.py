@@ -257,6 +257,7 @@ class _Log:
         if not self._pcm:
             self.mark("first_audio")
         self._pcm += pcm
+        self._moved.set()
 
     async def exchange(self, transport: WavTransport, name: str, samples: Samples) -> TalkTurn:
         self._begin()

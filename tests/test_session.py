@@ -315,6 +315,17 @@ async def test_text_with_half_a_character_is_refused() -> None:
             call("hal\ud800f")
 
 
+async def test_settings_of_the_wrong_kind_are_refused_and_change_nothing() -> None:
+    session, script = open_by_hand()
+    for wrong in ({"voice": "bob"}, {"sampling": {"temperature": 0.5}}):
+        with pytest.raises(ConfigError, match="is of type"):
+            session.update(instructions="News.", **wrong)
+    assert script.sent("set_instructions") == []
+    for seconds in (0, -1.0, float("nan"), float("inf"), "2"):
+        with pytest.raises(ConfigError, match="max_reply_s"):
+            open_by_hand(max_reply_s=seconds)
+
+
 async def test_history_is_handed_to_the_engine_in_order() -> None:
     history = [
         Message("system", "skipped"),

@@ -25,6 +25,7 @@ class Call:
         prompt: how messages are spelt.
         embed: token ids to embeddings.
         new_listener: makes the listener of a user turn.
+        alive: whether there still is somebody to hear it.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Call:
         prompt: PromptFormat,
         embed: Callable[[list[int]], Tensor],
         new_listener: Callable[[], Listener],
+        alive: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.prompt = prompt
+        self.prompt, self.alive = prompt, alive
         self.dialogue = Dialogue(embed)
         self.thinker_row: int | None = None  # lent by `Seats`
         self.reply: Utterance | None = None

@@ -111,7 +111,7 @@ class Dialogue:
             entry.tokens = entry.tokens[:count]
 
     def forget_beyond(self, limit: int) -> bool:
-        """Drops the oldest messages until the log fits; False, and none goes, if that is not enough.
+        """Drops the oldest messages until the log fits; False if it cannot, and then none goes.
 
         What goes begins after the system prompt and ends before a user's message, so that the rest
         starts with one. The last user's message stays; of the replies after it the oldest go, but

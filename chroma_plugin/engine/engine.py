@@ -129,7 +129,7 @@ class Engine:
                 opened.set_exception(error)
 
         voice = voice or Voice.default()
-        call = worker.new_call()
+        call = worker.new_call(alive=lambda: not loop.is_closed())
         conversation = EngineConversation(worker, call, loop)
         conversation.set_instructions(instructions)
         session = Session(  # refuses what it cannot use before anything is taken up

@@ -55,6 +55,7 @@ class Slot:
         sent_s: seconds of audio that have left.
         first_out_s: when the first of it left; None before that. Its playback is taken to have
             begun then.
+        underruns: how often its playback ran dry.
         acts: it makes frames in this beat.
     """
 
@@ -65,6 +66,7 @@ class Slot:
     texting: bool = True
     sent_s: float = 0.0
     first_out_s: float | None = None
+    underruns: int = 0
     acts: bool = False
 
     def in_hand_s(self, now_s: float) -> float:
@@ -74,10 +76,14 @@ class Slot:
         return self.sent_s - (now_s - self.first_out_s)
 
     def sent(self, seconds: float, now_s: float) -> None:
-        """So much more audio has left."""
+        """So much more audio has left.
+
+        A playback that had run dry stood still until now, so it is taken to go on from here.
+        """
+        if self.in_hand_s(now_s) < 0:
+            self.underruns += self.first_out_s is not None
+            self.first_out_s = now_s - self.sent_s
         self.sent_s += seconds
-        if self.first_out_s is None:
-            self.first_out_s = now_s
 
 
 class Move(Enum):

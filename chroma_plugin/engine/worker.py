@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 PREFILL_POSITIONS = 256
 """Positions of a prompt that are read between two frames."""
+SMALL_PARAMETERS = 50_000_000
+"""Below this size the threads of a CPU wait for each other longer than they work."""
 
 
 @dataclass(slots=True)
@@ -151,9 +153,8 @@ class Worker:
     @torch.inference_mode()
     def _live(self) -> None:
         try:
-            if self.config.num_threads is not None:
-                torch.set_num_threads(self.config.num_threads)
             self.parts = self._load(self.config)
+            self._set_threads()
             self.runner = Runner(self.parts.model, self.parts.prompt, self.config)
             self.voices = VoiceShelf(self.runner, self.config)
             self._warm_up()
@@ -174,6 +175,14 @@ class Worker:
             )
             self.failure.__cause__ = error
             self._end_everything(self.failure)
+
+    def _set_threads(self) -> None:
+        threads = self.config.num_threads
+        if threads is None and self.parts.model.device.type == "cpu":
+            size = sum(p.numel() for p in self.parts.model.parameters())
+            threads = 1 if size < SMALL_PARAMETERS else None
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def _warm_up(self) -> None:
         """Runs every part once, so that the first reply does not pay for lazy initialisation."""
@@ -328,6 +337,8 @@ class Worker:
         """Lets a conversation in, now or when another one has ended."""
         if self.refusal is not None:
             return done(self.refusal)
+        for gone in [c for c in self.calls if not c.alive()]:
+            self.end(gone)
         deadline = time.monotonic() + self.config.queue_timeout_s
         self._openings.append(_Opening(call, voice, done, deadline))
         self._open_next()
@@ -396,8 +407,8 @@ class Worker:
             room = config.thinker_positions - reply.most_tokens
             if not call.dialogue.forget_beyond(room):
                 raise ConfigError(
-                    f"The instructions and the last turn take {call.dialogue.positions} positions; "
-                    f"{room} are left beside the reply. Shorten the instructions or raise "
+                    f"The instructions and the last turn take more than the {max(room, 0)} "
+                    "positions that are left beside the reply. Shorten the instructions or raise "
                     "EngineConfig.thinker_positions."
                 )
         except ChromaError as error:
@@ -427,11 +438,12 @@ class Worker:
 
     # -- the rest ----------------------------------------------------------------------------
 
-    def new_call(self) -> Call:
-        """A conversation without a row yet."""
+    def new_call(self, alive: Callable[[], bool]) -> Call:
+        """A conversation without a row yet; it ends by itself once nobody is left to hear it."""
         parts = self.parts
         tower = parts.model.thinker.audio_tower
-        return Call(parts.prompt, parts.model.embed_tokens, lambda: Listener(parts.mel, tower))
+        new_listener = lambda: Listener(parts.mel, tower)  # noqa: E731
+        return Call(parts.prompt, parts.model.embed_tokens, new_listener, alive)
 
     @staticmethod
     def _call_of(ticket: Ticket) -> Call:

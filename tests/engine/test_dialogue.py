@@ -202,8 +202,10 @@ class TestForgetting:
 
     def test_the_last_question_stays(self) -> None:
         dialogue = talk()
+        before = list(dialogue.entries)
         assert not dialogue.forget_beyond(16)
-        assert [e.kind for e in dialogue.entries] == ["system", "user", "assistant"]
+        assert all(a is b for a, b in zip(dialogue.entries, before, strict=True))
+        assert dialogue.cached == 30
 
     def test_no_more_than_needed_goes(self) -> None:
         dialogue = talk()
@@ -220,6 +222,16 @@ class TestForgetting:
         assert dialogue.forget_beyond(11)
         assert [e.kind for e in dialogue.entries] == ["system", "user", "assistant"]
         assert dialogue.cached == 1
+
+    def test_where_nobody_asks_the_oldest_replies_go(self) -> None:
+        log = [system(1), user(2), said(1, 3), said(2, 4), said(3, 5), Entry("assistant", 4, OPEN)]
+        dialogue = Dialogue(embed, log, cached=19)
+        assert dialogue.forget_beyond(12)
+        assert [e.turn for e in dialogue.entries] == [0, 0, 3, 4]
+        assert dialogue.cached == 5
+        assert dialogue.forget_beyond(7)
+        assert [e.kind for e in dialogue.entries] == ["system", "user", "assistant"]
+        assert not dialogue.forget_beyond(6)
 
     def test_nothing_but_a_system_prompt(self) -> None:
         dialogue = Dialogue(embed, [system(1, 2, 3)], cached=3)
@@ -367,13 +379,16 @@ class Conversation(RuleBasedStateMachine):
         after = self.dialogue.entries
         assert fits == (self.dialogue.positions <= limit)
         assert after[0] is before[0]
-        gone = len(before) - len(after)
-        assert all(a is b for a, b in zip(after[1:], before[1 + gone :], strict=True))
-        if gone:
-            assert after[1].kind in ("user", "listening")
+        assert after[-1] is before[-1]
+        stayed = [e for e in before if any(e is a for a in after)]
+        assert all(a is b for a, b in zip(after, stayed, strict=True))
+        if not fits:
+            assert len(after) == len(before)
+        if asked:
             assert any(e is asked[-1] for e in after)
-        if not fits and asked:
-            assert not gone or after[1] is asked[-1]
+        if asked and any(e is not asked[-1] and e.kind in ("user", "listening") for e in after):
+            cut = len(before) - len(after)  # whole exchanges were enough
+            assert all(a is b for a, b in zip(after[1:], before[1 + cut :], strict=True))
 
     # -- what always holds
 

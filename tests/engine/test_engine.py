@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from chroma_plugin.errors import (
     VoiceError,
 )
 from chroma_plugin.reply import AudioChunk, EndReason, TurnDone
-from chroma_plugin.session import Session, SpeechEngine
+from chroma_plugin.session import Message, Session, SpeechEngine
 from chroma_plugin.voice import Voice
 from tests.contract import MAX_REPLY_S, EngineContract, Reply, read
 
@@ -302,9 +303,11 @@ async def test_a_reply_is_made_only_so_far_ahead_of_its_playback(
             pass
         (slot,) = worker.scheduler.speaking.values()
         assert 6 <= slot.frames <= 12  # half a second, a beat, and a chunk that was being filled
-        now_s += 60.0
-        rest = await read(stream)
-        assert start.audio_ms + rest.audio_ms == SHORT_S * 4000
+        reading = asyncio.create_task(read(stream))
+        while not reading.done():
+            now_s += 0.5
+            await on_thread(worker, lambda: None)
+        assert start.audio_ms + (await reading).audio_ms == SHORT_S * 4000
 
 
 async def test_sessions_come_and_go_without_using_anything_up() -> None:
@@ -390,6 +393,13 @@ async def test_the_oldest_turns_are_forgotten_when_the_thinker_is_full() -> None
         assert len(kinds) < 1 + 2 * 6
 
 
+async def test_announcements_without_end_forget_the_oldest() -> None:
+    async with new_engine(thinker_positions=128) as engine:
+        session = await engine.open_session(max_reply_s=0.16, instructions="Be brief.")
+        for _ in range(12):
+            assert (await read(session.say("The train leaves now."))).done.frames
+
+
 async def test_instructions_that_cannot_fit_are_refused() -> None:
     async with new_engine(thinker_positions=128) as engine:
         session = await engine.open_session(max_reply_s=SHORT_S, instructions="word " * 200)
@@ -451,6 +461,98 @@ async def test_a_broken_conversation_fails_alone(monkeypatch: pytest.MonkeyPatch
         assert (await read(good.commit_turn())).done.frames
 
 
+async def test_a_reply_that_cannot_be_made_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with new_engine() as engine:
+        session = await engine.open_session(max_reply_s=SHORT_S)
+
+        def broken(text: str) -> None:
+            raise RuntimeError("no words")
+
+        monkeypatch.setattr(worker_of(engine), "_spell", broken)
+        for _ in range(2):
+            with pytest.raises(EngineError, match="no words"):
+                await read(session.say("Good morning."))
+
+
+async def test_a_voice_whose_making_fails_takes_nobody_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with new_engine() as engine:
+        session = await engine.open_session(max_reply_s=SHORT_S)
+        voice = Voice("other", "Other words.", Voice.default().samples)
+
+        def broken(voice: Voice) -> None:
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_of(engine).runner, "prepare_voice", broken)
+            with pytest.raises(EngineError, match="out of memory"):
+                await engine.open_session(voice=voice)
+        assert engine.stats.sessions == 1
+        assert (await read(session.respond())).done.frames
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"instructions": "half\ud800"},
+        {"history": [Message("user", "half\ud800")]},
+        {"voice": "bob"},
+        {"sampling": {"temperature": 0.5}},
+        {"max_reply_s": math.nan},
+    ],
+    ids=lambda settings: "".join(settings),
+)
+async def test_a_session_that_is_refused_takes_no_room(settings: dict[str, object]) -> None:
+    async with new_engine(max_sessions=1, queue_timeout_s=0.2) as engine:
+        with pytest.raises(ConfigError):
+            await engine.open_session(**settings)  # type: ignore[arg-type]
+        session = await engine.open_session(max_reply_s=SHORT_S)
+        assert (await read(session.respond())).done.frames
+
+
+async def test_an_engine_that_still_loads_says_so() -> None:
+    engine = new_engine()
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)
+    with pytest.raises(EngineClosed, match="still loading"):
+        await engine.open_session()
+    with pytest.raises(EngineClosed, match="still loading"):
+        _ = engine.stats
+    await asyncio.gather(engine.close(), starting, return_exceptions=True)
+
+
+async def test_what_is_asked_behind_the_closing_is_answered() -> None:
+    for ended in (False, True):
+        engine = new_engine()
+        await engine.start()
+        worker, session = worker_of(engine), await engine.open_session()
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold(entered: threading.Event = entered, leave: threading.Event = leave) -> None:
+            entered.set()
+            leave.wait(30)
+
+        worker.post(hold)
+        entered.wait(30)
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0.1)
+        opening = asyncio.create_task(engine.open_session())
+        await asyncio.sleep(0)
+        if ended:  # the call was let in, but the thread is gone when it is posted
+            leave.set()
+            await closing
+        stream = session.respond()
+        leave.set()
+        with pytest.raises(EngineClosed):
+            await asyncio.wait_for(opening, 30)
+        with pytest.raises(EngineClosed):
+            await read(stream)
+        await closing
+
+
 async def test_closing_ends_what_is_going_on() -> None:
     engine = new_engine()
     await engine.start()
@@ -479,6 +581,24 @@ async def test_a_cancelled_wait_for_a_session_takes_no_room() -> None:
         await first.aclose()
         again = await engine.open_session(max_reply_s=SHORT_S)
         assert (await read(again.respond())).done.frames
+
+
+def test_sessions_of_a_closed_event_loop_leave_their_place() -> None:
+    engine = new_engine(max_sessions=1, queue_timeout_s=0.2)
+
+    async def walk_away() -> None:
+        await engine.start()
+        session = await engine.open_session(max_reply_s=60.0)
+        await read(session.respond(), chunks=1)
+
+    async def come_back() -> None:
+        session = await engine.open_session(max_reply_s=SHORT_S)
+        assert (await read(session.respond())).done.frames
+        assert engine.stats.sessions == 1
+        await engine.close()
+
+    asyncio.run(walk_away())
+    asyncio.run(come_back())
 
 
 async def test_start_can_be_called_twice_and_fails_clearly(tmp_path: Path) -> None:

@@ -126,6 +126,18 @@ def test_a_stream_far_enough_ahead_pauses_for_whole_beats() -> None:
     assert scheduler.acting == [first, second]
 
 
+def test_a_stream_that_ran_dry_goes_on_from_there() -> None:
+    """It is no longer in a hurry for ever, which would hold up everybody's prompts."""
+    scheduler = Scheduler(rows=1)
+    (slot,) = speaking(scheduler, "a")
+    slot.sent(0.08, now_s=1.0)
+    assert slot.underruns == 0 and slot.in_hand_s(1.0) == pytest.approx(0.08)
+    slot.sent(0.32, now_s=5.0)
+    assert slot.underruns == 1
+    assert slot.in_hand_s(5.0) == pytest.approx(0.32)
+    assert scheduler.next_move(5.0, unread=True) is Move.READ
+
+
 def test_when_all_are_ahead_nothing_is_done_until_one_needs_more() -> None:
     scheduler = Scheduler(rows=1, run_ahead_s=1.0)
     (slot,) = speaking(scheduler, "a")

@@ -308,7 +308,9 @@ class TestTextStream:
         assert [text for text, _ in events] == [spelt([i]) for i in ids]
 
     def test_special_tokens_say_nothing(self) -> None:
-        assert stream([*PROMPT.encode("a"), CONFIG.im_end]) == [("a", 1), ("", 1)]
+        a, b = PROMPT.encode("a"), PROMPT.encode("b")
+        assert stream([*a, CONFIG.im_end]) == [("a", 1), ("", 0)]
+        assert stream([*a, CONFIG.im_end, *b]) == [("a", 1), ("", 0), ("b", 2)]
 
     def test_a_tokenizer_whose_texts_begin_without_their_space(self) -> None:
         """As SentencePiece's do: a token alone is not the same as after another."""

@@ -1,0 +1,1 @@
+"""Benchmarks: latency, load and endurance of the engine, beside the plain loop."""

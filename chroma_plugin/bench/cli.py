@@ -1,0 +1,193 @@
+"""``chroma-plugin bench``: parse, then import what the verb needs.
+
+The tables go to stdout and the line of JSON after them; with ``--json`` it stands there alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from chroma_plugin.errors import ChromaError, ConfigError
+
+if TYPE_CHECKING:
+    from chroma_plugin.bench.report import Report
+    from chroma_plugin.bench.sizes import Setup
+
+app = typer.Typer(
+    name="bench",
+    help="Measure latency, load and endurance, on random weights of three sizes or on a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Size = Annotated[
+    Literal["tiny", "small", "real"] | None,
+    typer.Option(help="tiny: the packaged chroma-tiny; small: 58 M; real: the released sizes."),
+]
+Model = Annotated[str | None, typer.Option(help="A checkpoint folder or hub id instead.")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Take the sizes of --model, not its weights.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights, users and speech.")]
+Plot = Annotated[Path | None, typer.Option(help="A picture of the run, as PNG.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the JSON alone on stdout, all else on stderr.")
+]
+Reply = Annotated[float, typer.Option(min=0.16, max=3600, help="Seconds of each reply.")]
+Speech = Annotated[float, typer.Option(min=0.1, max=60, help="Seconds of the question.")]
+Conversations = Annotated[
+    int, typer.Option("--conversations", "-n", min=1, max=4096, help="At once.")
+]
+
+
+def _setup(
+    size: Literal["tiny", "small", "real"] | None,
+    model: str | None,
+    random_weights: bool,
+    device: str,
+    dtype: Literal["auto", "float32", "bfloat16"],
+    threads: int | None,
+    seed: int,
+) -> Setup:
+    from chroma_plugin.bench.sizes import Setup
+
+    return Setup(size, model, random_weights, device, dtype, threads, seed)
+
+
+def _run(measure: Callable[[], Report], plot: Path | None, as_json: bool) -> None:
+    """Checks the picture's place, measures, and tells."""
+    if plot is not None:
+        from chroma_plugin.plot import require_matplotlib
+
+        require_matplotlib()
+        if plot.is_dir() or not plot.parent.is_dir():
+            raise ChromaError(f"{plot}: name a file in a folder that exists.")
+    report = measure()
+    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+    report.show(out)
+    if plot is not None:
+        report.draw(plot)
+        out.print(f"picture written to {plot.resolve()}")
+    print(report.line())
+    if report.violations:
+        raise typer.Exit(1)
+
+
+@app.command()
+def latency(
+    turns: Annotated[int, typer.Option(min=1, help="Replies of each kind.")] = 10,
+    speech: Speech = 5.0,
+    reply: Reply = 4.0,
+    plain_turns: Annotated[int, typer.Option(min=1, help="Runs of the plain loop.")] = 3,
+    size: Size = None,
+    model: Model = None,
+    random_weights: RandomWeights = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """One conversation: time to first audio by part, RTF, and the plain loop beside it."""
+    from chroma_plugin.bench.latency import LatencyPlan, measure_latency
+
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    plan = LatencyPlan(turns, speech, reply, plain_turns)
+    _run(lambda: measure_latency(setup, plan), plot, as_json)
+
+
+@app.command()
+def load(
+    conversations: Conversations = 4,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long questions are asked.")] = 60.0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Replies per second at random, not always on.")
+    ] = None,
+    reply: Reply = 6.0,
+    speech: Annotated[float, typer.Option(min=0.2, max=60, help="The longest question.")] = 4.0,
+    size: Size = None,
+    model: Model = None,
+    random_weights: RandomWeights = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Conversations in real time, with interruptions: delays, gaps and the length of a step."""
+    from chroma_plugin.bench.load import LoadPlan, measure_load
+
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    plan = LoadPlan(conversations, seconds, rate, (min(1.5, speech / 2), speech), reply)
+    _run(lambda: measure_load(setup, plan), plot, as_json)
+
+
+@app.command()
+def sweep(
+    most: Annotated[
+        int, typer.Option(min=0, max=4096, help="Try no more; 0 leaves the search out.")
+    ] = 64,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each number is held.")] = 20.0,
+    together: Annotated[
+        str, typer.Option(help="Numbers answered as fast as it goes; empty leaves them out.")
+    ] = "1,2,4,8",
+    speech: Speech = 5.0,
+    reply: Reply = 10.0,
+    size: Size = None,
+    model: Model = None,
+    random_weights: RandomWeights = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """The most conversations held without a gap, and what making frames together gains."""
+    from chroma_plugin.bench.sweep import SweepPlan, measure_sweep
+
+    words = [word for word in together.split(",") if word.strip()]
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ConfigError(f"--together {together!r}: give numbers from 1 on, as in 1,2,4,8.")
+    if not words and not most:
+        raise ConfigError("--most 0 and no --together leave nothing to measure.")
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    plan = SweepPlan(most, seconds, [int(word) for word in words], speech, reply)
+    _run(lambda: measure_sweep(setup, plan), plot, as_json)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.01, help="For how long.")] = 60.0,
+    conversations: Conversations = 4,
+    reply: Reply = 1.0,
+    max_growth_mb: Annotated[
+        float, typer.Option(min=0, help="Memory that the second half may add.")
+    ] = 16.0,
+    size: Size = None,
+    model: Model = None,
+    random_weights: RandomWeights = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Come, go, interrupt and crash: memory stays flat and nothing is left; if not, exit 1."""
+    from chroma_plugin.bench.soak import SoakPlan, measure_soak
+
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    plan = SoakPlan(minutes, conversations, reply, max_growth_mb)
+    _run(lambda: measure_soak(setup, plan), plot, as_json)
