@@ -6,7 +6,6 @@ everyone who speaks. It knows nothing of asyncio beyond handing events to an eve
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import random
@@ -15,12 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from chroma_plugin.config import EngineConfig
 from chroma_plugin.engine.call import Call
+from chroma_plugin.engine.mail import Mail
 from chroma_plugin.engine.parts import Parts
 from chroma_plugin.engine.runner import MAX_SAID, Runner, StepResult
 from chroma_plugin.engine.scheduler import Move, Scheduler, Slot, Ticket
@@ -55,30 +54,6 @@ class _Opening:
     voice: Voice
     done: Callable[[ChromaError | None], None]
     deadline_s: float
-
-
-class Mail:
-    """Events on their way to event loops, delivered once per round."""
-
-    def __init__(self) -> None:
-        self._out: dict[asyncio.AbstractEventLoop, list[tuple[Callable[..., None], Any]]] = {}
-
-    def put(self, loop: asyncio.AbstractEventLoop, receiver: Callable[..., None], it: Any) -> None:
-        self._out.setdefault(loop, []).append((receiver, it))
-
-    def send(self) -> None:
-        """Hands everything over; what is for a closed loop is dropped."""
-        for loop, letters in self._out.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, letters)
-            except RuntimeError:
-                log.debug("an event loop was closed before its replies ended")
-        self._out = {}
-
-
-def _deliver(letters: list[tuple[Callable[..., None], Any]]) -> None:
-    for receiver, it in letters:
-        receiver(it)
 
 
 class Worker:
