@@ -285,6 +285,7 @@ def test_sweep() -> None:
     found = figures(result)
     assert [row["conversations"] for row in found["together"]] == [1, 2]
     assert all(row["ratio"] > 0 and row["frames_only_ratio"] > 0 for row in found["together"])
+    assert all(min(row["step_parts_ms"].values()) > 0 for row in found["together"])
     assert found["largest"] in (0, 1)
     assert found["tried"][0]["conversations"] == 1
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from chroma_plugin.audio import FRAME_MS, Samples
 from chroma_plugin.bench.hearing import Heard, StepClock, hear, open_to, speech
+from chroma_plugin.bench.latency import FRAME_PARTS
 from chroma_plugin.bench.load import LoadPlan, Tally, largest, run_load
 from chroma_plugin.bench.plain import PlainLoop, PlainRun
 from chroma_plugin.bench.report import Curve, Panel, Report, memory, ratio, rounded, spread
@@ -112,32 +113,51 @@ def measure_together(setup: Setup, parts: Parts, plan: SweepPlan) -> list[dict[s
     plain = PlainLoop(parts, question)
     plain.run(2)
     runs: list[PlainRun] = []
-    made: list[tuple[int, float, float, float]] = []
+    made: list[_Together] = []
     for number in plan.together:
         runs.append(plain.run(frames))
-        made.append((number, *asyncio.run(_together(setup, parts, question, number, plan.reply_s))))
+        made.append(asyncio.run(_together(setup, parts, question, number, plan.reply_s)))
     runs.append(plain.run(frames))
     plain_rate = sum(run.audio_s for run in runs) / sum(run.total_s for run in runs)
     plain_frame_ms = plain.frame_ms(runs[-1])
     return [
         {
-            "conversations": number,
-            "audio_s_per_s": rounded(audio_s / work_s),
+            "conversations": engine.conversations,
+            "audio_s_per_s": rounded(engine.audio_s / engine.work_s),
             "plain_audio_s_per_s": rounded(plain_rate),
-            "ratio": ratio(audio_s / work_s, plain_rate),
-            "frame_ms": rounded(frame_ms),
+            "ratio": ratio(engine.audio_s / engine.work_s, plain_rate),
+            "frame_ms": rounded(engine.frame_ms),
             "plain_frame_ms": rounded(plain_frame_ms),
-            "frames_only_ratio": ratio(plain_frame_ms, frame_ms),
+            "frames_only_ratio": ratio(plain_frame_ms, engine.frame_ms),
+            "step_parts_ms": engine.step_parts_ms,
             "plain_rtf": spread([run.rtf for run in runs]),
         }
-        for number, audio_s, work_s, frame_ms in made
+        for engine in made
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """What an engine made as fast as it goes.
+
+    Attributes:
+        conversations: how many at once.
+        audio_s: seconds of audio.
+        work_s: seconds that it took.
+        frame_ms: all steps, by the frames made in them.
+        step_parts_ms: where the time of a step went.
+    """
+
+    conversations: int
+    audio_s: float
+    work_s: float
+    frame_ms: float
+    step_parts_ms: dict[str, float]
 
 
 async def _together(
     setup: Setup, parts: Parts, question: Samples, number: int, reply_s: float
-) -> tuple[float, float, float]:
-    """Seconds of audio, seconds of work, and the ms of all steps per frame made in them."""
+) -> _Together:
     clock = StepClock()
     config = setup.engine_config(number, run_ahead_s=math.inf)
     async with Engine(config, load=lambda _: parts) as engine:
@@ -146,9 +166,18 @@ async def _together(
         begin = time.perf_counter()
         heard = await _all_answered(engine, question, number, reply_s)
         work_s = time.perf_counter() - begin
-    frames = sum(h.done.frames for h in heard if h.done is not None)
-    audio_s = sum(h.playback.played_s for h in heard)
-    return audio_s, work_s, sum(clock.steps_ms) / max(frames, 1)
+    done = [h.done for h in heard if h.done is not None]
+    frames = max(sum(d.frames for d in done), 1)
+    return _Together(
+        conversations=number,
+        audio_s=sum(h.playback.played_s for h in heard),
+        work_s=work_s,
+        frame_ms=sum(clock.steps_ms) / frames,
+        step_parts_ms={
+            part: round(sum(getattr(d.timings, f"{part}_ms") for d in done) / frames, 3)
+            for part in FRAME_PARTS
+        },
+    )
 
 
 async def _all_answered(
