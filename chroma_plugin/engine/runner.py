@@ -162,6 +162,7 @@ class Runner:
         self.decode_state = model.codec.new_decode_state(rows)
         self.rows = Rows.empty(rows, weight)
         self._active: list[int] = []
+        self._draws = [False] * rows  # which rows do not take the likeliest codes
         self.clock = PartClock(model.device.type == "cuda")
         self.code0_logits = weight.new_zeros(rows, weight.shape[0], dtype=torch.float32)
 
@@ -230,6 +231,7 @@ class Runner:
         if say is not None:
             ids = [*say, self.model.config.im_end]
             rows.said[row, : len(ids)] = torch.tensor(ids, device=rows.said.device)
+        self._draws[row] = sampling.temperature > 0
         rows.sampling.temperature[row] = sampling.temperature
         rows.sampling.top_k[row] = sampling.top_k
         rows.sampling.top_p[row] = sampling.top_p
@@ -239,7 +241,7 @@ class Runner:
     @torch.inference_mode()
     def stop(self, row: int) -> None:
         """Takes a reply off its row."""
-        self._active = []
+        self._active, self._draws[row] = [], False
         self.rows.active[row] = False
 
     @torch.inference_mode()
@@ -334,11 +336,13 @@ class Runner:
         model, batch = self.model, len(state)
         sampling = self.rows.sampling.first(batch)
         size = model.config.codebook_size
-        noise = frame_noise(sampling, size)
         logits = model.backbone.codebook0_head(state)
         self.code0_logits[:batch] = logits
+        noise = frame_noise(sampling, size) if any(self._draws[:batch]) else None
 
         def pick(scores: Tensor, codebook: int) -> Tensor:
+            if noise is None:  # every row is greedy
+                return scores.argmax(dim=-1)
             return pick_codes(scores, codebook, sampling, size, noise)
 
         codes = model.depth.frame(state, pick(logits, 0), self.depth_steps, pick)

@@ -111,6 +111,15 @@ def test_rows_of_a_batch_equal_each_alone(runner: Runner, voice: ReadyVoice) -> 
         assert_equal(one, other)
 
 
+def test_a_greedy_row_is_the_same_beside_one_that_draws(runner: Runner, voice: ReadyVoice) -> None:
+    alone = Speaker(runner, voice, 0, 1, sampling=GREEDY)
+    run(runner, [alone], FRAMES, batch=1)
+    runner.stop(0)
+    beside, drawing = Speaker(runner, voice, 0, 1, sampling=GREEDY), Speaker(runner, voice, 1, 2)
+    run(runner, [beside, drawing], FRAMES, batch=2)
+    assert_equal(alone, beside)
+
+
 def test_joining_late_and_leaving_early_disturbs_nobody(runner: Runner, voice: ReadyVoice) -> None:
     alone = Speaker(runner, voice, 0, 1)
     run(runner, [alone], FRAMES, batch=1)
