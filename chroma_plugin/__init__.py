@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chroma_plugin.config import EngineConfig, SamplingParams
+    from chroma_plugin.conversation import Message
     from chroma_plugin.engine.engine import Engine
     from chroma_plugin.errors import (
         AudioError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         VoiceError,
     )
     from chroma_plugin.reply import AudioChunk, ReplyStream, TextDelta, TurnDone
-    from chroma_plugin.session import Message, Session
+    from chroma_plugin.session import Session
     from chroma_plugin.voice import Voice
 
 __version__ = "0.1.0"
@@ -45,7 +46,7 @@ _HOME = {
     "SessionClosed": "errors",
     "VoiceError": "errors",
     "AudioChunk": "reply",
-    "Message": "session",
+    "Message": "conversation",
     "ReplyStream": "reply",
     "Session": "session",
     "TextDelta": "reply",

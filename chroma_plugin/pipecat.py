@@ -65,6 +65,7 @@ from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
 
 from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, Resampler, Samples, pcm_to_float
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
+from chroma_plugin.conversation import Message
 from chroma_plugin.errors import (
     AudioError,
     ChromaError,
@@ -75,7 +76,7 @@ from chroma_plugin.errors import (
     SessionClosed,
 )
 from chroma_plugin.reply import AudioChunk, ReplyStream, TextDelta, TurnDone
-from chroma_plugin.session import Message, Session, SpeechEngine
+from chroma_plugin.session import Session, SpeechEngine
 from chroma_plugin.voice import Voice
 
 PREROLL_MARGIN_S = 0.3

@@ -30,6 +30,7 @@ import pytest
 
 from chroma_plugin.audio import FRAME_MS, FRAME_SAMPLES, INPUT_RATE_HZ, Samples, read_audio
 from chroma_plugin.config import SamplingParams
+from chroma_plugin.conversation import Message
 from chroma_plugin.errors import (
     AudioError,
     ConfigError,
@@ -39,7 +40,7 @@ from chroma_plugin.errors import (
     SessionClosed,
 )
 from chroma_plugin.reply import AudioChunk, EndReason, ReplyStream, TextDelta, TurnDone
-from chroma_plugin.session import Message, Session, SpeechEngine
+from chroma_plugin.session import Session, SpeechEngine
 from chroma_plugin.voice import Voice
 
 WAIT_S = 30.0

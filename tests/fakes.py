@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 from chroma_plugin.config import SamplingParams
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.errors import EngineClosed
 from chroma_plugin.reply import AudioChunk, EndReason, Sink, TextClock, TextDelta, TurnDone
-from chroma_plugin.session import ReplyRequest, Session
+from chroma_plugin.session import Session
 from chroma_plugin.voice import Voice
 
 

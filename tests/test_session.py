@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from chroma_plugin.config import SamplingParams
+from chroma_plugin.conversation import Message, ReplyRequest
 from chroma_plugin.errors import AudioError, ConfigError, EngineBusy, EngineClosed, EngineFailed
 from chroma_plugin.reply import (
     AudioChunk,
@@ -21,7 +22,7 @@ from chroma_plugin.reply import (
     TextDelta,
     TurnDone,
 )
-from chroma_plugin.session import Message, ReplyRequest, Session
+from chroma_plugin.session import Session
 from chroma_plugin.voice import Voice
 from tests.contract import EngineContract, ask, read, spoken
 from tests.fakes import FakeConversation, FakeEngine

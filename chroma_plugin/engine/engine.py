@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, EngineConfig, SamplingParams
+from chroma_plugin.conversation import Message, ReplyRequest, Role
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.parts import Parts, load_parts
 from chroma_plugin.engine.worker import Worker
 from chroma_plugin.errors import ChromaError, EngineClosed
 from chroma_plugin.reply import Sink
-from chroma_plugin.session import Message, ReplyRequest, Role, Session
+from chroma_plugin.session import Session
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chroma_plugin.audio import FRAME_MS
 from chroma_plugin.config import EngineConfig
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.engine.dialogue import Entry
 from chroma_plugin.engine.outlet import Outlet
 from chroma_plugin.engine.runner import ReadyVoice
@@ -30,7 +31,6 @@ from chroma_plugin.reply import (
     Timings,
     TurnDone,
 )
-from chroma_plugin.session import ReplyRequest
 
 Emit = Callable[[ReplyEvent | ChromaError], None]
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from chroma_plugin.config import EngineConfig
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.mail import Mail
 from chroma_plugin.engine.parts import Parts
@@ -35,7 +36,6 @@ from chroma_plugin.errors import (
     EngineFailed,
 )
 from chroma_plugin.model.listener import Listener
-from chroma_plugin.session import ReplyRequest
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ import torch
 
 from chroma_plugin.audio import INPUT_RATE_HZ, Samples
 from chroma_plugin.config import GREEDY, EngineConfig, SamplingParams
+from chroma_plugin.conversation import Message
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.engine import Engine
 from chroma_plugin.engine.parts import Parts, load_parts
@@ -30,7 +31,7 @@ from chroma_plugin.errors import (
     VoiceError,
 )
 from chroma_plugin.reply import AudioChunk, EndReason, TurnDone
-from chroma_plugin.session import Message, Session, SpeechEngine
+from chroma_plugin.session import Session, SpeechEngine
 from chroma_plugin.voice import Voice
 from tests.contract import MAX_REPLY_S, EngineContract, Reply, read
 

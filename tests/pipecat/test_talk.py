@@ -16,9 +16,9 @@ pytest.importorskip("pipecat")
 
 from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, Samples, read_audio, write_wav
 from chroma_plugin.config import SamplingParams
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.errors import AudioError, EngineBusy, EngineClosed, EngineError, EngineFailed
 from chroma_plugin.reply import EndReason
-from chroma_plugin.session import ReplyRequest
 from chroma_plugin.talk import talk
 from tests.fakes import FakeConversation, FakeEngine
 
