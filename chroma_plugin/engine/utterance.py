@@ -103,10 +103,14 @@ class Utterance:
         """It could begin."""
         return self.voice is not None and self.hidden is not None
 
-    @property
-    def most_tokens(self) -> int:
-        """How many positions its text can take in the thinker."""
-        return self.max_frames // 2 + 2 if self.say is None else len(self.say) + 1
+    def most_tokens(self, config: EngineConfig) -> int:
+        """How many positions its text can take in the thinker.
+
+        A token costs two frames, and four positions of the backbone, whichever runs out first.
+        """
+        if self.say is not None:
+            return len(self.say) + 1
+        return min(self.max_frames // 2, config.backbone_positions // 4) + 2
 
     def spend(self, part: str, ms: float) -> None:
         """Adds time to one of its parts."""

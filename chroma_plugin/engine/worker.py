@@ -379,7 +379,7 @@ class Worker:
             begin = time.perf_counter()
             reply.voice = self.voices.ready(request.voice)
             reply.spend("voice", (time.perf_counter() - begin) * 1000)
-            room = config.thinker_positions - reply.most_tokens
+            room = config.thinker_positions - reply.most_tokens(config)
             if not call.dialogue.forget_beyond(room):
                 raise ConfigError(
                     f"The instructions and the last turn take more than the {max(room, 0)} "

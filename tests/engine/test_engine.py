@@ -410,6 +410,16 @@ async def test_instructions_that_cannot_fit_are_refused() -> None:
         assert (await read(session.respond())).done.frames
 
 
+async def test_a_generous_cap_leaves_room_for_the_conversation() -> None:
+    """An hour's cap reserves no hour of text: the backbone would be full long before."""
+    async with new_engine(max_reply_s=3600.0, thinker_positions=512) as engine:
+        session = await engine.open_session(instructions="Be brief.")
+        stream = session.respond()
+        await read(stream, chunks=1)
+        session.cancel()
+        assert stream.delivered_ms
+
+
 async def test_text_too_long_to_be_said_at_once_is_refused() -> None:
     async with new_engine() as engine:
         session = await engine.open_session()
