@@ -63,22 +63,34 @@ class Recorder:
     audio: list[Tensor] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def watch(self, runner: Runner, row: int) -> None:
+    @classmethod
+    def watch_all(cls, runner: Runner) -> list[Recorder]:
+        """One recorder a reply, in the order in which they begin."""
+        replies: list[Recorder] = []
+        speaking: dict[int, Recorder] = {}
         step = runner.step
 
         def watched(batch: int, *, think: bool, thinker_span: int, span: int) -> StepResult:
-            active = row < batch and bool(runner.rows.active[row])
-            texting = think and active and bool(runner.rows.texting[row])
+            rows = [row for row in range(batch) if runner.rows.active[row]]
+            for row in rows:
+                if runner.rows.fresh[row]:
+                    speaking[row] = cls()
+                    replies.append(speaking[row])
+            texting = [row for row in rows if think and runner.rows.texting[row]]
             result = step(batch, think=think, thinker_span=thinker_span, span=span)
-            if active:
-                self.codes.append(result.codes[row])
-                self.audio.append(result.audio[row])
-                self.logits.append(runner.code0_logits[row].clone())
-            if texting:
-                self.tokens.append(int(result.tokens[row]))
+            for row in rows:
+                speaking[row].take(runner, result, row, pair=row in texting)
             return result
 
         runner.step = watched  # type: ignore[method-assign]
+        return replies
+
+    def take(self, runner: Runner, result: StepResult, row: int, *, pair: bool) -> None:
+        self.codes.append(result.codes[row])
+        self.audio.append(result.audio[row])
+        self.logits.append(runner.code0_logits[row].clone())
+        if pair:
+            self.tokens.append(int(result.tokens[row]))
 
     def assert_agrees(self, golden: Golden) -> None:
         expected, frames = golden.expected, golden.frames
@@ -108,26 +120,25 @@ async def converse(engine: Engine, golden: Golden) -> Session:
 
 
 async def test_the_engine_agrees(golden: Golden) -> None:
-    recorder = Recorder()
     async with asyncio.timeout(60):
         engine = Engine(
             golden.config(repeat_stop_frames=10_000), load=lambda config: golden.parts()
         )
         async with engine:
             assert engine._worker is not None
-            recorder.watch(engine._worker.runner, row=0)
+            replies = Recorder.watch_all(engine._worker.runner)
             session = await converse(engine, golden)
             events = [event async for event in session.commit_turn()]
             await session.aclose()
     done = events[-1]
     assert isinstance(done, TurnDone)
     assert done.frames == golden.frames
+    (recorder,) = replies
     recorder.assert_agrees(golden)
 
 
 async def test_a_cached_voice_and_a_kept_conversation_agree(golden: Golden) -> None:
     """A second session of the same engine: the voice comes from the cache, the row was used."""
-    recorder = Recorder()
     async with asyncio.timeout(60):
         engine = Engine(
             golden.config(repeat_stop_frames=10_000, max_sessions=1),
@@ -138,7 +149,36 @@ async def test_a_cached_voice_and_a_kept_conversation_agree(golden: Golden) -> N
             [event async for event in first.commit_turn()]
             await first.aclose()
             assert engine._worker is not None
-            recorder.watch(engine._worker.runner, row=0)
+            replies = Recorder.watch_all(engine._worker.runner)
             again = await converse(engine, golden)
             [event async for event in again.commit_turn()]
+    (recorder,) = replies
     recorder.assert_agrees(golden)
+
+
+async def test_rows_of_one_batch_agree_however_they_come_and_go(golden: Golden) -> None:
+    """Three times the same conversation: one from the start, one cancelled in mid-reply, one that
+    joins some frames late, all rows of one batch."""
+    async with asyncio.timeout(90):
+        engine = Engine(  # not far ahead of playback, so that all are still speaking
+            golden.config(repeat_stop_frames=10_000, run_ahead_s=0.5),
+            load=lambda config: golden.parts(),
+        )
+        async with engine:
+            assert engine._worker is not None
+            replies = Recorder.watch_all(engine._worker.runner)
+            first, leaving, late = [await converse(engine, golden) for _ in range(3)]
+            steady, cut = first.commit_turn(), leaving.commit_turn()
+            await anext(cut)
+            joined = late.commit_turn()
+            await anext(joined)
+            leaving.cancel()
+            for stream in (steady, joined):
+                [event async for event in stream]
+    whole = [reply for reply in replies if len(reply.codes) >= golden.frames]
+    (part,) = [reply for reply in replies if len(reply.codes) < golden.frames]
+    assert len(whole) == 2
+    for reply in whole:
+        reply.assert_agrees(golden)
+    made = len(part.codes)
+    assert torch.equal(torch.stack(part.codes), golden.expected["codes"][0, :made])
