@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -106,6 +106,17 @@ class TurnDone:
     unheard_user_ms: float = 0.0
     timings: Timings = field(default_factory=Timings)
 
+    @property
+    def whole(self) -> bool:
+        """The model said all that it wanted to; otherwise text may be left that nobody heard."""
+        return self.reason is EndReason.END_OF_SPEECH and self.audio_ms > 0
+
+
+def add_up(texts: Iterable[TextDelta]) -> tuple[str, int]:
+    """The text of some pieces, and the tokens that it stands for."""
+    pieces = list(texts)
+    return "".join(t.text for t in pieces), sum(t.tokens for t in pieces)
+
 
 ReplyEvent = TextDelta | AudioChunk | TurnDone
 Sink = Callable[[ReplyEvent | ChromaError], None]
@@ -177,7 +188,7 @@ class ReplyStream:
         while not self._ready:
             if self._error is not None and not self._ended:
                 self._ended = True
-                self._on_settled(self, self._cut(EndReason.CANCELLED))
+                self._on_settled(self, self._cut())
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
@@ -206,16 +217,12 @@ class ReplyStream:
             self._ready.append(event)
             self._made_ms = event.end_ms
         elif isinstance(event, TurnDone):
-            if event.reason is EndReason.END_OF_SPEECH and event.audio_ms:
+            if event.whole:
                 self._release_text(float("inf"))
             elif self._waiting_text:  # cut off before it was spoken
                 self._waiting_text.clear()
-                texts = self._released()
-                event = replace(
-                    event,
-                    text="".join(t.text for t in texts),
-                    tokens=sum(t.tokens for t in texts),
-                )
+                text, tokens = add_up(self._released())
+                event = replace(event, text=text, tokens=tokens)
             done = replace(
                 event,
                 user_audio_ms=self._user_turn.user_audio_ms,
@@ -243,7 +250,7 @@ class ReplyStream:
         self._error = None  # nobody waits for it any more
         self._ready.clear()
         self._waiting_text.clear()
-        done = self._cut(EndReason.CANCELLED)
+        done = self._cut()
         self._made = done
         self._ready.append(done)
         self._wake.set()
@@ -253,13 +260,14 @@ class ReplyStream:
         """The text that has or will be handed out."""
         return [*self._given, *(e for e in self._ready if isinstance(e, TextDelta))]
 
-    def _cut(self, reason: EndReason) -> TurnDone:
-        texts = self.texts_before(float("inf"))
+    def _cut(self) -> TurnDone:
+        """The end of a reply that stops at what was handed out."""
+        text, tokens = add_up(self._given)
         return TurnDone(
-            reason=reason,
-            text="".join(t.text for t in texts),
+            reason=EndReason.CANCELLED,
+            text=text,
             audio_ms=self.delivered_ms,
-            tokens=sum(t.tokens for t in texts),
+            tokens=tokens,
             frames=round(self.delivered_ms / FRAME_MS),
             user_audio_ms=self._user_turn.user_audio_ms,
             unheard_user_ms=self._user_turn.unheard_user_ms,

@@ -24,7 +24,7 @@ from chroma_plugin.audio import INPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
 from chroma_plugin.conversation import Conversation, Message, ReplyRequest
 from chroma_plugin.errors import AudioError, ConfigError, SessionClosed
-from chroma_plugin.reply import EndReason, ReplyStream, TextDelta, Turn, TurnDone
+from chroma_plugin.reply import ReplyStream, TextDelta, Turn, TurnDone, add_up
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ class Session:
         """The engine has made a reply, or failed at it: write down what was spoken of it."""
         if stream is not self._reply:
             return
-        if done.reason is not EndReason.END_OF_SPEECH or not done.audio_ms:
+        if not done.whole:
             self._conversation.keep_reply(stream.turn, done.tokens)
         message = Message("assistant", done.text, done.audio_ms, stream.turn)
         self._replace_reply(stream.turn, message if done.text else None)
@@ -326,8 +326,8 @@ class Session:
         texts = stream.texts_before(heard_ms if text is None else float("inf"))
         if text is not None:
             texts = _beginning(texts, text)
-        heard = "".join(t.text for t in texts)
-        self._conversation.keep_reply(stream.turn, sum(t.tokens for t in texts))
+        heard, tokens = add_up(texts)
+        self._conversation.keep_reply(stream.turn, tokens)
         stream.keep(texts, heard_ms)
         kept = Message("assistant", heard, stream.delivered_ms, stream.turn)
         self._replace_reply(stream.turn, kept if heard else None)

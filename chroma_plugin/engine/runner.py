@@ -166,7 +166,7 @@ class Runner:
         self.clock = PartClock(model.device.type == "cuda")
         self.code0_logits = weight.new_zeros(rows, weight.shape[0], dtype=torch.float32)
 
-    # -- between steps ---
+    # -- between steps -----------------------------------------------------------------------
 
     @torch.inference_mode()
     def prepare_voice(self, voice: Voice) -> ReadyVoice:
@@ -177,7 +177,7 @@ class Runner:
         length = len(prompt.embeds)
         prefix = KVCache.empty(self.model.config.backbone, 1, length, prompt.embeds)
         positions = torch.arange(length, device=self.model.device)[None]
-        self.model.backbone(prompt.embeds[None], positions, prefix)
+        self.model.backbone.transformer(prompt.embeds[None], positions, prefix)
         return ReadyVoice(prompt, prefix)
 
     @torch.inference_mode()
@@ -185,7 +185,7 @@ class Runner:
         """Reads `[n, hidden]` into a conversation's thinker cache; the last state `[hidden]`."""
         device = self.model.device
         positions = torch.arange(start, start + len(embeds), device=device)[None]
-        out: Tensor = self.model.thinker(
+        out: Tensor = self.model.thinker.transformer(
             embeds[None],
             positions,
             self.thinker_cache,
@@ -285,7 +285,7 @@ class Runner:
         reading = writing & ~rows.fresh[:batch]  # a fresh row's state comes from its prefill
         scratch = self.thinker_cache.positions - 1
         positions = rows.thinker_position[:batch].masked_fill(~reading, scratch)
-        out = model.thinker(
+        out = model.thinker.transformer(
             model.thinker.embedding(rows.token[:batch])[:, None],
             positions[:, None],
             self.thinker_cache,
@@ -320,7 +320,7 @@ class Runner:
         counts = torch.stack(given, dim=1).long()  # [B, 1 or 3]
         places = rows.position[:batch, None] + counts.cumsum(dim=1) - 1
         scratch = self.backbone_cache.positions - 1
-        out = model.backbone(
+        out = model.backbone.transformer(
             torch.stack(inputs, dim=1),
             places.masked_fill(counts == 0, scratch),
             self.backbone_cache,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chroma_plugin.model.layers import KVCache, Transformer, TransformerConfig
+from chroma_plugin.model.layers import Transformer, TransformerConfig
 
 
 class AudioEmbedding(nn.Module):
@@ -38,15 +38,3 @@ class Backbone(nn.Module):
         self.transformer = Transformer(config)
         self.audio_embedding = AudioEmbedding(codebooks, vocabulary, config.hidden_size)
         self.codebook0_head = nn.Linear(config.hidden_size, vocabulary, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        cache: KVCache,
-        *,
-        rows: Tensor | None = None,
-        span: int | None = None,
-    ) -> Tensor:
-        """Hidden states `[B, T, hidden]` of inputs `[B, T, hidden]`; see `Transformer.forward`."""
-        return self.transformer(x, positions, cache, rows=rows, span=span)

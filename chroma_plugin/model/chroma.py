@@ -16,7 +16,7 @@ from chroma_plugin.model.backbone import Backbone
 from chroma_plugin.model.codec import Codec, CodecConfig
 from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
 from chroma_plugin.model.depth import DepthDecoder
-from chroma_plugin.model.layers import KVCache
+from chroma_plugin.model.layers import KVCache, Transformer
 from chroma_plugin.model.prompt import VoicePrompt, lay_out_voice
 from chroma_plugin.model.thinker import Thinker
 
@@ -126,11 +126,11 @@ class ChromaModel(nn.Module):
         )
         depth_steps = self.depth.new_steps(1, numbering)
 
-        hidden = self._read(self.thinker, dialogue, thinker_cache, 0)
+        hidden = self._read(self.thinker.transformer, dialogue, thinker_cache, 0)
         text_logits = self.thinker.lm_head(hidden)
         read = len(voice)
         if read:
-            self._read(self.backbone, voice, backbone_cache, 0)
+            self._read(self.backbone.transformer, voice, backbone_cache, 0)
         text_ids: list[int] = []
         frames: list[Tensor] = []
         logits: list[Tensor] = []
@@ -141,12 +141,15 @@ class ChromaModel(nn.Module):
                 if text_ids:
                     place = len(dialogue) + len(text_ids) - 1
                     hidden = self._read(
-                        self.thinker, self.embed_tokens(text_ids[-1:]), thinker_cache, place
+                        self.thinker.transformer,
+                        self.embed_tokens(text_ids[-1:]),
+                        thinker_cache,
+                        place,
                     )
                 token = int(self.thinker.lm_head(hidden).argmax())
                 text_ids.append(token if forced is None else forced[len(text_ids)])
                 inputs += [hidden, self.embed_tokens(text_ids[-1:])[0]]
-            state = self._read(self.backbone, torch.stack(inputs), backbone_cache, read)
+            state = self._read(self.backbone.transformer, torch.stack(inputs), backbone_cache, read)
             read += len(inputs)
             logits.append(self.backbone.codebook0_head(state).float())
             frame = self.depth.frame(
@@ -169,7 +172,7 @@ class ChromaModel(nn.Module):
             ended=ended,
         )
 
-    def _read(self, stack: Thinker | Backbone, x: Tensor, cache: KVCache, start: int) -> Tensor:
+    def _read(self, stack: Transformer, x: Tensor, cache: KVCache, start: int) -> Tensor:
         """Reads `[T, hidden]` at positions from `start` on; the last hidden state `[hidden]`."""
         positions = torch.arange(start, start + len(x), device=x.device)[None]
         out: Tensor = stack(x[None], positions, cache, span=start + len(x))

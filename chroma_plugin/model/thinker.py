@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chroma_plugin.model.layers import KVCache, Transformer, TransformerConfig
+from chroma_plugin.model.layers import Transformer, TransformerConfig
 
 BLOCK_FRAMES = 200
 """Mel frames that the audio tower looks at together: 2 s, 50 positions."""
@@ -131,15 +131,3 @@ class Thinker(nn.Module):
         self.lm_head = nn.Linear(text.hidden_size, vocabulary, bias=False)
         if tied:
             self.lm_head.weight = self.embedding.weight
-
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        cache: KVCache,
-        *,
-        rows: Tensor | None = None,
-        span: int | None = None,
-    ) -> Tensor:
-        """Hidden states `[B, T, hidden]` after the final norm; see `Transformer.forward`."""
-        return self.transformer(x, positions, cache, rows=rows, span=span)

@@ -426,7 +426,9 @@ class TestOnTheThinker:
     def fresh(self, model: ChromaModel, dialogue: Dialogue) -> Tensor:
         whole = Dialogue(dialogue.embed, dialogue.entries).pending(10_000)
         cache = KVCache.empty(model.config.text, 1, len(whole))
-        state: Tensor = model.thinker(whole[None], torch.arange(len(whole))[None], cache)
+        state: Tensor = model.thinker.transformer(
+            whole[None], torch.arange(len(whole))[None], cache
+        )
         return state[0, -1]
 
     @torch.inference_mode()

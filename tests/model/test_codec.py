@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chroma_plugin.errors import AudioError, CheckpointError, ConfigError
 from chroma_plugin.model.codec import Codec, CodecConfig, full_float32
 from chroma_plugin.model.seanet import CausalConvTranspose, ConvStep
+from tests.host_reads import NoHostReads
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PREFIX = "codec_model."
@@ -277,17 +277,6 @@ class TestReleasedSizes:
         audio = late.decode(random_codes(1, 3))
         assert audio.dtype == torch.float32
         assert error(audio, codec.decode(random_codes(1, 3))) < 0.1
-
-
-class NoHostReads(TorchDispatchMode):
-    """Fails on every operation that would make the host wait for the device."""
-
-    WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITS, f"the step reads back with aten::{name}"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("masked", [False, True])

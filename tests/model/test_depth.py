@@ -12,7 +12,8 @@ from torch import Tensor
 from chroma_plugin.config import DepthPositions
 from chroma_plugin.model.backbone import AudioEmbedding
 from chroma_plugin.model.depth import DepthDecoder
-from tests.model.test_layers import PLAIN, NoHostReads, copy_stack, error, llama, noise, shake
+from tests.host_reads import NoHostReads
+from tests.model.test_layers import PLAIN, copy_stack, error, llama, noise, shake
 
 CODEBOOKS, VOCABULARY, WIDTH = 8, 19, 30
 CONFIG = dataclasses.replace(PLAIN, rope_theta=10.0)  # neighbours are turned far apart

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chroma_plugin.model.layers import (
     KVCache,
@@ -20,6 +19,7 @@ from chroma_plugin.model.layers import (
     TransformerConfig,
     rope_frequencies,
 )
+from tests.host_reads import NoHostReads
 
 PLAIN = TransformerConfig(
     hidden_size=48,
@@ -403,17 +403,6 @@ class TestCache:
             assert torch.equal(to[:, 2, :, :7], of[:, 1, :, :7])
             to[:, 2, :, :7] = 0
             assert not to.any()
-
-
-class NoHostReads(TorchDispatchMode):
-    """Fails on every operation that would make the host wait for the device."""
-
-    WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITS, f"the step reads back with aten::{name}"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("rows", [None, torch.tensor([2, 0])])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chroma_plugin.model.sampling import RowSampling, gumbel, pick_codes
-from tests.model.test_layers import NoHostReads
+from tests.host_reads import NoHostReads
 
 SIZE = 16  # codes that the codec knows
 SPECIAL = 3

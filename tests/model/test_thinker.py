@@ -11,7 +11,8 @@ from torch import Tensor
 
 from chroma_plugin.model.layers import KVCache
 from chroma_plugin.model.thinker import AudioTower, AudioTowerConfig, Thinker, audio_positions
-from tests.model.test_layers import THREE_AXES, NoHostReads, copy_stack, error, noise, omni, shake
+from tests.host_reads import NoHostReads
+from tests.model.test_layers import THREE_AXES, copy_stack, error, noise, omni, shake
 
 VOCABULARY = 11
 TOWER = AudioTowerConfig(
@@ -162,7 +163,9 @@ class TestText:
         said = ids(70)
         wanted = text_model(said, use_cache=False).last_hidden_state @ thinker.lm_head.weight.T
         cache = KVCache.empty(THREE_AXES, 1, 70)
-        got = thinker.lm_head(thinker(thinker.embedding(said), torch.arange(70)[None], cache))
+        got = thinker.lm_head(
+            thinker.transformer(thinker.embedding(said), torch.arange(70)[None], cache)
+        )
         assert got.shape == (1, 70, VOCABULARY)
         assert error(got, wanted) < 1e-5
 
@@ -175,16 +178,18 @@ class TestText:
         wanted = text_model(
             inputs_embeds=x, position_ids=torch.arange(length).expand(3, 1, -1), use_cache=False
         ).last_hidden_state
-        got = thinker(x, torch.arange(length)[None], KVCache.empty(THREE_AXES, 1, length))
+        got = thinker.transformer(
+            x, torch.arange(length)[None], KVCache.empty(THREE_AXES, 1, length)
+        )
         assert error(got, wanted) < 1e-5
 
     @pytest.mark.parametrize("pieces", [[1] * 70, [64, 6], [50, 1, 1, 18]], ids=len)
     def test_logits_in_pieces(self, thinker: Thinker, pieces: list[int]) -> None:
         x, at = thinker.embedding(ids(70)), torch.arange(70)[None]
-        whole = thinker.lm_head(thinker(x, at, KVCache.empty(THREE_AXES, 1, 70)))
+        whole = thinker.lm_head(thinker.transformer(x, at, KVCache.empty(THREE_AXES, 1, 70)))
         cache, rows = KVCache.empty(THREE_AXES, 3, 80), torch.tensor([2])
         heard = [
-            thinker(part, where, cache, rows=rows, span=int(where[0, -1]) + 1)
+            thinker.transformer(part, where, cache, rows=rows, span=int(where[0, -1]) + 1)
             for part, where in zip(x.split(pieces, 1), at.split(pieces, 1), strict=True)
         ]
         assert error(thinker.lm_head(torch.cat(heard, dim=1)), whole) < 1e-5
@@ -195,7 +200,7 @@ class TestText:
         x, ours, theirs = thinker.embedding(said), [], said
         for _ in range(20):
             at = torch.arange(place, place + x.shape[1])[None]
-            token = thinker.lm_head(thinker(x, at, cache)[:, -1]).argmax(dim=-1)
+            token = thinker.lm_head(thinker.transformer(x, at, cache)[:, -1]).argmax(dim=-1)
             ours.append(int(token))
             place, x = place + x.shape[1], thinker.embedding(token)[:, None]
             state = text_model(theirs, use_cache=False).last_hidden_state[:, -1]
