@@ -5,9 +5,10 @@ Nothing here knows torch: devices and dtypes are words until the engine starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from chroma_plugin.errors import ConfigError
 
@@ -23,6 +24,7 @@ DEFAULT_INSTRUCTIONS = (
 """The system prompt that the released model was made with."""
 
 DepthPositions = Literal["generate", "training"]
+Quantize = Literal["none", "int8", "fp8", "int4"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -30,9 +32,13 @@ def _require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _between(owner: str, field: str, value: float, low: float, high: float) -> None:
     _require(
-        isinstance(value, int | float) and low <= value <= high,
+        _is_number(value) and low <= value <= high,  # which nan is not
         f"{owner}.{field} is {value!r}; it must be a number from {low:g} to {high:g}.",
     )
 
@@ -52,15 +58,21 @@ class SamplingParams:
         top_p: draw among the fewest codes whose probabilities add up to p; 1.0 means all.
         seed: the same seed gives the same speech, whatever else the engine is doing. None
             draws a new one for each reply.
+        repetition_penalty: a sound (a code of codebook 0) becomes so many times less likely with
+            each time that it was used in the last 32 frames (2.56 s); 1.0, the default, is the
+            released model. Greedy codes obey it too; the end of speech is never made less likely.
+            1.1 ends most loops: what fills all of the window is 21 times less likely, and what
+            came twice 1.2 times.
 
     Raises:
-        ConfigError: a field is out of range.
+        ConfigError: a field is out of range, or not of its kind.
     """
 
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
     seed: int | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         _between("SamplingParams", "temperature", self.temperature, 0.0, 5.0)
@@ -69,6 +81,32 @@ class SamplingParams:
         _require(self.top_p > 0, "SamplingParams.top_p is 0; use temperature=0 for greedy codes.")
         if self.seed is not None:
             _whole("SamplingParams", "seed", self.seed, 0, 2**63 - 1)
+        _between("SamplingParams", "repetition_penalty", self.repetition_penalty, 1.0, 5.0)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> SamplingParams:
+        """Makes one of options that come from outside: a file, a request, a host's settings.
+
+        Raises:
+            ConfigError: an option is unknown, out of range or not of its kind; names it.
+        """
+        _require(
+            isinstance(options, Mapping),
+            f"Sampling options are of type {type(options).__name__}; use a mapping of names.",
+        )
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(repr(name) for name in options if name not in known)
+        _require(
+            not unknown,
+            f"Sampling options not supported: {', '.join(unknown)}. Those that are: "
+            f"{', '.join(known)}.",
+        )
+        return cls(**options)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Codes are the likeliest and nothing else: no noise is drawn, no history looked at."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0)
@@ -83,6 +121,9 @@ class EngineConfig:
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (bfloat16 on CUDA, float32 elsewhere), ``float32`` or ``bfloat16``. The
             codec is always float32: in bfloat16 it is audibly wrong.
+        quantize: ``none``, ``int8``, ``fp8`` or ``int4``: bits that the weights of the linear
+            layers are stored in, for GPUs that are too small for `dtype`. The codec, embeddings
+            and everything computed keep theirs. `chroma-plugin doctor` says which one fits.
         max_replies: conversations that may speak at the same time (rows of the batch).
         max_sessions: conversations that may be open at the same time.
         thinker_rows: conversations whose thinker cache is held at the same time; the idlest one
@@ -100,12 +141,18 @@ class EngineConfig:
             released model's own generation does; ``training`` numbers them 0, 1, ..., 7.
         repeat_stop_frames: a reply ends when this many frames in a row carry the same codes.
         voice_cache: voice prompts kept ready; the least recently used goes first.
+        voice_cache_mb: megabytes (10**6 bytes) that they may take, on the model's device. A
+            voice that alone takes more is computed anew for each reply.
+        cuda_graphs: replay the steps as captured CUDA graphs; without, the same results, slower.
+        time_parts: on CUDA, time the backbone and the depth decoder apart, which takes two graphs a
+            frame instead of one.
         num_threads: CPU threads of torch; None is one for a small model, torch's choice otherwise.
     """
 
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Quantize = "none"
     max_replies: int = 4
     max_sessions: int = 64
     thinker_rows: int | None = None
@@ -118,6 +165,9 @@ class EngineConfig:
     depth_positions: DepthPositions = "generate"
     repeat_stop_frames: int = 25
     voice_cache: int = 32
+    voice_cache_mb: float = 512.0
+    cuda_graphs: bool = True
+    time_parts: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,12 +179,17 @@ class EngineConfig:
 
         _require(bool(str(self.model)), "EngineConfig.model is empty; name a folder or a hub id.")
         _require(
-            self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"),
+            isinstance(self.device, str)
+            and (self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:")),
             f"EngineConfig.device is {self.device!r}; use auto, cpu, cuda or cuda:N.",
         )
         _require(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"EngineConfig.dtype is {self.dtype!r}; use auto, float32 or bfloat16.",
+        )
+        _require(
+            self.quantize in ("none", "int8", "fp8", "int4"),
+            f"EngineConfig.quantize is {self.quantize!r}; use none, int8, fp8 or int4.",
         )
         _require(
             self.depth_positions in ("generate", "training"),
@@ -147,7 +202,7 @@ class EngineConfig:
             check_whole("thinker_rows", self.max_replies, 65536)
         check("queue_timeout_s", 0.0, 3600.0)
         _require(
-            self.run_ahead_s >= 0.5,
+            _is_number(self.run_ahead_s) and self.run_ahead_s >= 0.5,
             f"EngineConfig.run_ahead_s is {self.run_ahead_s!r}; it must be at least 0.5 seconds; "
             "math.inf is no bound.",
         )
@@ -157,6 +212,7 @@ class EngineConfig:
         check_whole("backbone_positions", 64, 1_000_000)
         check_whole("repeat_stop_frames", 2, 1_000_000)
         check_whole("voice_cache", 1, 1_000_000)
+        check("voice_cache_mb", 0.0, 1e9)
         if self.num_threads is not None:
             check_whole("num_threads", 1, 1024)
 

@@ -68,7 +68,8 @@ class Timings:
     """Where the time of a reply went, in ms on the engine's clock, from the call that asked for it.
 
     `prefill_ms` is what was left to understand after the end of the turn; the parts are sums over
-    the steps that this reply took part in, so with other rows in the batch they overlap.
+    the steps that this reply took part in, so with other rows in the batch they overlap. Backbone
+    and depth decoder together are `frame_ms` where one CUDA graph holds both of them.
     """
 
     queued_ms: float = 0.0
@@ -78,6 +79,7 @@ class Timings:
     thinker_ms: float = 0.0
     backbone_ms: float = 0.0
     depth_ms: float = 0.0
+    frame_ms: float = 0.0
     codec_ms: float = 0.0
     total_ms: float = 0.0
 

@@ -143,6 +143,13 @@ def unchanged(session: Session) -> Iterator[None]:
     assert session.history == before
 
 
+def assert_same_speech(one: Reply, other: Reply) -> None:
+    """The same codes: sums in another order move the samples by their last bits only."""
+    a, b = (np.frombuffer(reply.pcm, "<i2").astype(int) for reply in (one, other))
+    assert len(a) == len(b) > 0
+    assert np.abs(a - b).max() <= 8
+
+
 class EngineContract:
     """Everything that hosts rely on, whichever engine is behind the session."""
 
@@ -187,7 +194,7 @@ class EngineContract:
             replies.append(await read(ask(session)))
             await session.aclose()
         assert replies[0].text == replies[1].text
-        assert replies[0].pcm == replies[1].pcm
+        assert_same_speech(*replies)
 
     async def test_a_greeting_needs_no_user(self, engine: SpeechEngine) -> None:
         session = await open_session(engine)

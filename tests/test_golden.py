@@ -8,20 +8,27 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from chroma_plugin.audio import FRAME_SAMPLES
 from chroma_plugin.config import GREEDY
 from chroma_plugin.engine.engine import Engine
-from chroma_plugin.engine.runner import Runner, StepResult
-from chroma_plugin.reply import TurnDone
+from chroma_plugin.engine.frames import reply_of
+from chroma_plugin.engine.graphs import DeviceMode
+from chroma_plugin.engine.runner import StepResult
+from chroma_plugin.engine.scheduler import Slot
+from chroma_plugin.reply import EndReason, TurnDone
 from chroma_plugin.session import Session
 from tests.golden import Golden, assert_close, folders, load
+from tests.recorded import GPU_LIKE, GRAPHS_OFF
 
 pytestmark = pytest.mark.golden
 PIECE = 1_234  # samples of user audio pushed at a time
+MODES = {"as_it_is": DeviceMode(), "graphs": GPU_LIKE, "graphs_off": GRAPHS_OFF}
 
 
 @pytest.fixture(params=folders(), ids=lambda folder: folder.name)
@@ -54,6 +61,14 @@ def test_the_first_backbone_input_agrees(golden: Golden) -> None:
     assert_close(token, first[-1:], "first text token")
 
 
+@pytest.fixture(params=MODES.values(), ids=MODES.keys())
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DeviceMode:
+    """How the engine's steps run."""
+    chosen: DeviceMode = request.param
+    monkeypatch.setattr(DeviceMode, "of", lambda device, graphs=True: chosen)
+    return chosen
+
+
 @dataclass
 class Recorder:
     """Writes down what the runner makes, row by row."""
@@ -64,33 +79,38 @@ class Recorder:
     tokens: list[int] = field(default_factory=list)
 
     @classmethod
-    def watch_all(cls, runner: Runner) -> list[Recorder]:
+    def watch_all(cls, engine: Engine) -> dict[Slot, Recorder]:
         """One recorder a reply, in the order in which they begin."""
-        replies: list[Recorder] = []
-        speaking: dict[int, Recorder] = {}
-        step = runner.step
+        assert engine._worker is not None
+        runner, frames = engine._worker.runner, engine._worker.frames
+        replies: dict[Slot, Recorder] = {}
+        logits: dict[int, Tensor] = {}
+        step, land, hand_out = runner.step, frames._land, frames._hand_out
 
-        def watched(batch: int, *, think: bool, thinker_span: int, span: int) -> StepResult:
-            rows = [row for row in range(batch) if runner.rows.active[row]]
-            for row in rows:
-                if runner.rows.fresh[row]:
-                    speaking[row] = cls()
-                    replies.append(speaking[row])
-            texting = [row for row in rows if think and runner.rows.texting[row]]
-            result = step(batch, think=think, thinker_span=thinker_span, span=span)
-            for row in rows:
-                speaking[row].take(runner, result, row, pair=row in texting)
+        def stepped(batch: int, **settings: Any) -> StepResult:
+            result = step(batch, **settings)
+            logits[id(result)] = runner.code0_logits[:batch].clone()
             return result
 
-        runner.step = watched  # type: ignore[method-assign]
-        return replies
+        def landed(flight: Any) -> None:
+            scores = logits.pop(id(flight.result), None)
+            for slot in frames._speaking(flight) if scores is not None else []:
+                reply = replies.setdefault(slot, cls())
+                reply.codes.append(flight.result.codes[slot.row])
+                reply.logits.append(scores[slot.row])
+                if slot in flight.writing:
+                    reply.tokens.append(int(flight.result.tokens[slot.row]))
+            land(flight)
 
-    def take(self, runner: Runner, result: StepResult, row: int, *, pair: bool) -> None:
-        self.codes.append(result.codes[row])
-        self.audio.append(result.audio[row])
-        self.logits.append(runner.code0_logits[row].clone())
-        if pair:
-            self.tokens.append(int(result.tokens[row]))
+        def handed_out(flight: Any, ended: dict[int, EndReason]) -> None:
+            for slot in frames._speaking(flight) if flight.result.audio is not None else []:
+                made = len(reply_of(slot.ticket)._unvoiced) * FRAME_SAMPLES
+                replies[slot].audio.append(flight.result.audio[slot.row, :made].clone())
+            hand_out(flight, ended)
+
+        runner.step = stepped  # type: ignore[method-assign]
+        frames._land, frames._hand_out = landed, handed_out  # type: ignore[method-assign]
+        return replies
 
     def assert_agrees(self, golden: Golden) -> None:
         expected, frames = golden.expected, golden.frames
@@ -119,21 +139,20 @@ async def converse(engine: Engine, golden: Golden) -> Session:
     return session
 
 
-async def test_the_engine_agrees(golden: Golden) -> None:
+async def test_the_engine_agrees(golden: Golden, mode: DeviceMode) -> None:
     async with asyncio.timeout(60):
         engine = Engine(
             golden.config(repeat_stop_frames=10_000), load=lambda config: golden.parts()
         )
         async with engine:
-            assert engine._worker is not None
-            replies = Recorder.watch_all(engine._worker.runner)
+            replies = Recorder.watch_all(engine)
             session = await converse(engine, golden)
             events = [event async for event in session.commit_turn()]
             await session.aclose()
     done = events[-1]
     assert isinstance(done, TurnDone)
     assert done.frames == golden.frames
-    (recorder,) = replies
+    (recorder,) = replies.values()
     recorder.assert_agrees(golden)
 
 
@@ -148,15 +167,16 @@ async def test_a_cached_voice_and_a_kept_conversation_agree(golden: Golden) -> N
             first = await converse(engine, golden)
             [event async for event in first.commit_turn()]
             await first.aclose()
-            assert engine._worker is not None
-            replies = Recorder.watch_all(engine._worker.runner)
+            replies = Recorder.watch_all(engine)
             again = await converse(engine, golden)
             [event async for event in again.commit_turn()]
-    (recorder,) = replies
+    (recorder,) = replies.values()
     recorder.assert_agrees(golden)
 
 
-async def test_rows_of_one_batch_agree_however_they_come_and_go(golden: Golden) -> None:
+async def test_rows_of_one_batch_agree_however_they_come_and_go(
+    golden: Golden, mode: DeviceMode
+) -> None:
     """Three times the same conversation: one from the start, one cancelled in mid-reply, one that
     joins some frames late, all rows of one batch."""
     async with asyncio.timeout(90):
@@ -165,8 +185,7 @@ async def test_rows_of_one_batch_agree_however_they_come_and_go(golden: Golden) 
             load=lambda config: golden.parts(),
         )
         async with engine:
-            assert engine._worker is not None
-            replies = Recorder.watch_all(engine._worker.runner)
+            replies = Recorder.watch_all(engine)
             first, leaving, late = [await converse(engine, golden) for _ in range(3)]
             steady, cut = first.commit_turn(), leaving.commit_turn()
             await anext(cut)
@@ -175,8 +194,8 @@ async def test_rows_of_one_batch_agree_however_they_come_and_go(golden: Golden) 
             leaving.cancel()
             for stream in (steady, joined):
                 [event async for event in stream]
-    whole = [reply for reply in replies if len(reply.codes) >= golden.frames]
-    (part,) = [reply for reply in replies if len(reply.codes) < golden.frames]
+    whole = [reply for reply in replies.values() if len(reply.codes) >= golden.frames]
+    (part,) = [reply for reply in replies.values() if len(reply.codes) < golden.frames]
     assert len(whole) == 2
     for reply in whole:
         reply.assert_agrees(golden)

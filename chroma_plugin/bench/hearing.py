@@ -25,7 +25,7 @@ import numpy as np
 
 from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, Samples, pcm_to_float, read_audio
 from chroma_plugin.engine.engine import Engine
-from chroma_plugin.engine.runner import Runner, StepResult
+from chroma_plugin.engine.frames import StepTimes
 from chroma_plugin.reply import AudioChunk, ReplyEvent, TurnDone
 from chroma_plugin.session import Session
 
@@ -156,30 +156,25 @@ def firsts(replies: list[Heard], moment: str) -> list[float]:
 
 @dataclass(slots=True)
 class StepClock:
-    """Times every step of an engine, by wrapping its runner's.
+    """Notes how long every step of an engine took.
 
     Attributes:
         steps_ms: the length of each step.
-        rows: the rows that each covered.
+        gaps_ms: how long the device had nothing of a step to do before each.
     """
 
     steps_ms: list[float] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
+    gaps_ms: list[float] = field(default_factory=list)
 
     def watch(self, engine: Engine) -> None:
         """Begins to note the steps of a started engine."""
         assert engine._worker is not None
-        runner: Runner = engine._worker.runner
-        step = runner.step
+        engine._worker.frames.observe = self._note
 
-        def timed(batch: int, **settings: Any) -> StepResult:
-            begin = time.perf_counter()
-            result = step(batch, **settings)
-            self.steps_ms.append((time.perf_counter() - begin) * 1000)
-            self.rows.append(batch)
-            return result
-
-        runner.step = timed  # type: ignore[method-assign]
+    def _note(self, times: StepTimes) -> None:
+        self.steps_ms.append(times.ms)
+        if times.gap_ms is not None:
+            self.gaps_ms.append(times.gap_ms)
 
 
 @asynccontextmanager

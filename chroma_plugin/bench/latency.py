@@ -25,7 +25,7 @@ from chroma_plugin.config import GREEDY
 from chroma_plugin.engine.engine import Engine
 from chroma_plugin.errors import ChromaError
 
-FRAME_PARTS = ("thinker", "backbone", "depth", "codec")
+FRAME_PARTS = ("thinker", "backbone", "depth", "frame", "codec")
 SETTLE_S = 0.5
 """Time for the engine to read a new conversation's instructions, before all is said at once."""
 
@@ -57,7 +57,7 @@ def measure_latency(setup: Setup, plan: LatencyPlan) -> Report:
     parts = setup.load()
     load_s = time.perf_counter() - begin
     question = speech(plan.speech_s)
-    config = setup.engine_config(run_ahead_s=math.inf)
+    config = setup.engine_config(run_ahead_s=math.inf, time_parts=True)
     clock = StepClock()
     early: list[Heard] = []
     late: list[Heard] = []
@@ -125,6 +125,7 @@ def _figures(early: list[Heard], late: list[Heard], clock: StepClock) -> dict[st
     for part in FRAME_PARTS:
         figures[f"frame_{part}_ms"] = rounded(_frame_ms(early, (part,)))
     figures["step_ms"] = spread(clock.steps_ms)
+    figures["gap_ms"] = spread(clock.gaps_ms)
     for part in ("queued", "prefill"):  # queued: the audio tower's last blocks are in it too
         figures[f"{part}_ratio_at_once_to_early"] = ratio(
             percentile(_part(late, part), 50), percentile(_part(early, part), 50)

@@ -21,6 +21,8 @@ from chroma_plugin.config import DEFAULT_INSTRUCTIONS, EngineConfig, SamplingPar
 from chroma_plugin.conversation import Message, ReplyRequest, Role
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.parts import Parts, load_parts
+from chroma_plugin.engine.runner import Runner
+from chroma_plugin.engine.voices import VoiceShelf
 from chroma_plugin.engine.worker import Worker
 from chroma_plugin.errors import ChromaError, EngineClosed
 from chroma_plugin.reply import Sink
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine is doing.
+    """What an engine is doing, and what its caches hold. Counts go on from its start.
 
     Attributes:
         sessions: conversations that are open.
@@ -40,6 +42,17 @@ class EngineStats:
         waiting: replies in line.
         voices: voice prompts kept ready.
         evictions: thinker caches that had to give way so far.
+        rows_free: rows that no reply is on.
+        finished: replies that came to their end, whatever ended them.
+        cancelled: replies that were cancelled, in line or on a row.
+        expired: replies that found no free row in time.
+        underruns: how often the playback of a reply ran dry.
+        thinker_rows: rows of the thinker's cache.
+        thinker_rows_taken: those lent to conversations.
+        thinker_cache_bytes: the whole cache; it is taken at the start, lent or not.
+        backbone_cache_bytes: the cache of all rows that speak; taken at the start.
+        codec_state_bytes: the codec's state of all rows; taken at the start.
+        voice_bytes: what the voices kept ready take.
     """
 
     sessions: int
@@ -47,6 +60,17 @@ class EngineStats:
     waiting: int
     voices: int
     evictions: int
+    rows_free: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    underruns: int = 0
+    thinker_rows: int = 0
+    thinker_rows_taken: int = 0
+    thinker_cache_bytes: int = 0
+    backbone_cache_bytes: int = 0
+    codec_state_bytes: int = 0
+    voice_bytes: int = 0
 
 
 class Engine:
@@ -169,14 +193,34 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """What the engine is doing right now."""
+        """What the engine is doing right now; to be read from any thread, it waits for nothing.
+
+        The figures are read one by one while the engine goes on, so they may be a step apart.
+        """
         worker = self._live_worker()
+        scheduler = worker.scheduler
+        runner: Runner | None = getattr(worker, "runner", None)
+        voices: VoiceShelf | None = getattr(worker, "voices", None)
+        if runner is None or voices is None:  # it ended just now
+            raise worker.refusal or EngineClosed("The engine is closed; make a new one.")
+        speaking = len(scheduler.speaking)
         return EngineStats(
             sessions=len(worker.calls),
-            speaking=len(worker.scheduler.speaking),
-            waiting=len(worker.scheduler.waiting),
-            voices=len(worker.voices),
+            speaking=speaking,
+            waiting=len(scheduler.waiting),
+            voices=len(voices),
             evictions=worker.seats.evictions,
+            rows_free=scheduler.rows - speaking,
+            finished=scheduler.finished,
+            cancelled=scheduler.cancelled,
+            expired=scheduler.expired,
+            underruns=scheduler.underruns,
+            thinker_rows=runner.thinker_cache.rows,
+            thinker_rows_taken=len(worker.seats),
+            thinker_cache_bytes=runner.thinker_cache.nbytes,
+            backbone_cache_bytes=runner.backbone_cache.nbytes,
+            codec_state_bytes=runner.decode_state.nbytes,
+            voice_bytes=voices.nbytes,
         )
 
     def _live_worker(self) -> Worker:

@@ -29,7 +29,7 @@ def load_parts(config: EngineConfig) -> Parts:
 
     Raises:
         CheckpointError: it cannot be found or loaded.
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or cannot compute with weights quantised this way.
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
@@ -42,6 +42,6 @@ def load_parts(config: EngineConfig) -> Parts:
         config.dtype
     ) or getattr(torch, config.dtype)
     folder = find_checkpoint(config.model)
-    model = load_checkpoint(folder, device, dtype)
+    model = load_checkpoint(folder, device, dtype, config.quantize)
     prompt = ChatPrompt.from_checkpoint(folder, model.config.audio_token)
     return Parts(model, prompt, LogMel(feature_extractor(folder)))

@@ -23,7 +23,7 @@ FRAME_S = FRAME_MS / 1000
 BEAT_S = 2 * FRAME_S
 URGENT_S = BEAT_S
 """A stream with less than this in hand goes before anybody's prompt."""
-STEPS_PER_PIECE = 8
+STEPS_PER_PIECE = 4
 """However urgent the streams are, one piece of a prompt is read in so many steps."""
 
 
@@ -42,7 +42,7 @@ class Ticket:
     deadline_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
     """One row of the batch and the reply that speaks on it.
 
@@ -98,9 +98,19 @@ class Move(Enum):
 class Scheduler:
     """Gives rows to replies, first come, first served, and says who acts.
 
+    Its counts may be read from other threads.
+
     Args:
         rows: how many replies can speak at once.
         run_ahead_s: how far a stream may be ahead of its playback.
+
+    Attributes:
+        waiting: the line.
+        speaking: who is on which row.
+        even: a beat can begin.
+        finished: replies that came to their end.
+        cancelled: replies that were withdrawn, from the line or from a row.
+        expired: replies that no row became free for in time.
     """
 
     rows: int
@@ -108,7 +118,11 @@ class Scheduler:
     waiting: list[Ticket] = field(default_factory=list)
     speaking: dict[int, Slot] = field(default_factory=dict)
     even: bool = True
+    finished: int = 0
+    cancelled: int = 0
+    expired: int = 0
     _steps_since_read: int = 0
+    _past_underruns: int = 0  # of the replies that have left their rows
 
     # -- the line ----------------------------------------------------------------------------
 
@@ -125,6 +139,7 @@ class Scheduler:
             return []
         late = [t for t in self.waiting if now_s > t.deadline_s]
         self.waiting = [t for t in self.waiting if now_s <= t.deadline_s]
+        self.expired += len(late)
         return late
 
     def admit(self, is_ready: Callable[[Ticket], bool]) -> list[Slot]:
@@ -146,16 +161,29 @@ class Scheduler:
 
     def withdraw(self, key: Hashable) -> Slot | None:
         """Takes a reply out of the line or off its row; the row, if it had one."""
-        self.waiting = [t for t in self.waiting if t.key != key]
+        staying = [t for t in self.waiting if t.key != key]
+        self.cancelled += len(self.waiting) - len(staying)
+        self.waiting = staying
         for slot in list(self.speaking.values()):
             if slot.ticket.key == key:
-                self.release(slot)
+                self.cancelled += 1
+                self._free(slot)
                 return slot
         return None
 
     def release(self, slot: Slot) -> None:
         """Frees the row of a reply that has ended."""
+        self.finished += 1
+        self._free(slot)
+
+    @property
+    def underruns(self) -> int:
+        """How often a playback ran dry so far."""
+        return self._past_underruns + sum(s.underruns for s in list(self.speaking.values()))
+
+    def _free(self, slot: Slot) -> None:
         del self.speaking[slot.row]
+        self._past_underruns += slot.underruns
         if not self.acting:
             self.even = True
 

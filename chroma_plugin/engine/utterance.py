@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from chroma_plugin.audio import FRAME_MS
+from chroma_plugin.audio import FRAME_MS, FRAME_SAMPLES, Samples
 from chroma_plugin.config import EngineConfig
 from chroma_plugin.conversation import ReplyRequest
+from chroma_plugin.engine.clock import PartClock
 from chroma_plugin.engine.dialogue import Entry
 from chroma_plugin.engine.outlet import Outlet
 from chroma_plugin.engine.runner import ReadyVoice
 from chroma_plugin.engine.scheduler import URGENT_S, Slot
 from chroma_plugin.errors import ChromaError
-from chroma_plugin.model.chroma import ChromaModel
+from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.prompt import PromptFormat, TextStream
 from chroma_plugin.reply import (
     AudioChunk,
@@ -47,11 +47,14 @@ class Utterance:
         say: tokens to speak word for word.
         max_frames: the cap on its length.
         asked_s: when it was asked for.
+        sizes: says what an end is.
+        config: the limits.
         voice: set once the voice is ready.
         hidden: the thinker's state after the prompt; set once the prompt is read.
         started_s: when it got its row.
         first_audio_s: when its first audio left.
         parts: milliseconds spent on it, by part.
+        reading: the clocks of its prompt's pieces, read in the end.
     """
 
     request: ReplyRequest
@@ -63,14 +66,18 @@ class Utterance:
     asked_s: float
     text: TextStream
     text_clock: TextClock
+    sizes: ChromaConfig
+    config: EngineConfig
     outlet: Outlet = field(default_factory=Outlet)
     voice: ReadyVoice | None = None
     hidden: Tensor | None = None
     started_s: float = 0.0
     first_audio_s: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
+    reading: list[PartClock] = field(default_factory=list)
     _spoken: list[str] = field(default_factory=list)
-    _last_codes: Tensor | None = None
+    _unvoiced: list[bool] = field(default_factory=list)  # of each: had the text ended by then
+    _last_codes: list[int] | None = None
     _repeats: int = 0
 
     @classmethod
@@ -82,6 +89,7 @@ class Utterance:
         say: list[int] | None,
         asked_s: float,
         prompt: PromptFormat,
+        sizes: ChromaConfig,
         config: EngineConfig,
     ) -> Utterance:
         """A reply that nothing has been made of."""
@@ -96,6 +104,8 @@ class Utterance:
             asked_s=asked_s,
             text=TextStream(prompt),
             text_clock=TextClock(request.voice.chars_per_second),
+            sizes=sizes,
+            config=config,
         )
 
     @property
@@ -103,22 +113,22 @@ class Utterance:
         """It could begin."""
         return self.voice is not None and self.hidden is not None
 
-    def most_tokens(self, config: EngineConfig) -> int:
+    def most_tokens(self) -> int:
         """How many positions its text can take in the thinker.
 
         A token costs two frames, and four positions of the backbone, whichever runs out first.
         """
         if self.say is not None:
             return len(self.say) + 1
-        return min(self.max_frames // 2, config.backbone_positions // 4) + 2
+        return min(self.max_frames // 2, self.config.backbone_positions // 4) + 2
 
     def spend(self, part: str, ms: float) -> None:
         """Adds time to one of its parts."""
         self.parts[part] = self.parts.get(part, 0.0) + ms
 
-    def take_token(self, slot: Slot, token: int, model: ChromaModel) -> None:
+    def take_token(self, slot: Slot, token: int) -> None:
         """Takes the text token of its newest pair."""
-        if token == model.config.im_end:
+        if token == self.sizes.im_end:
             slot.texting = False
             return
         self.entry.tokens.append(token)
@@ -128,47 +138,46 @@ class Utterance:
             start_ms = self.text_clock.place(text, slot.frames * FRAME_MS)
             self.emit(TextDelta(text, start_ms, tokens))
 
-    def take_frame(
-        self,
-        slot: Slot,
-        codes: Tensor,
-        audio: Tensor,
-        now_s: float,
-        model: ChromaModel,
-        config: EngineConfig,
-    ) -> EndReason | None:
-        """Takes its newest frame.
+    def take_codes(self, slot: Slot, codes: list[int]) -> EndReason | None:
+        """Takes the K codes of its newest frame.
+
+        Returns:
+            Why it has ended; None if it goes on. A frame that ends the speech has no sound.
+        """
+        if self.sizes.is_end_of_speech(codes):
+            return EndReason.END_OF_SPEECH
+        slot.frames += 1
+        self._unvoiced.append(not slot.texting)
+        return self._limit(slot, codes)
+
+    def take_audio(self, slot: Slot, audio: Samples, now_s: float, *, cut: bool) -> None:
+        """Takes the sound of the frames whose codes it took last.
 
         Args:
             slot: its row.
-            codes: int64 `[K]`.
-            audio: float32 `[1920]`.
+            audio: float32 `[1920 * n]`; what lies beyond its own frames means nothing.
             now_s: the time.
-            model: says what an end is.
-            config: the limits.
-
-        Returns:
-            Why it has ended; None if it goes on.
+            cut: the speech did not end by itself: its last 5 ms are faded.
         """
-        if model.is_end_of_speech(codes):
-            return EndReason.END_OF_SPEECH
-        slot.frames += 1
-        reason = self._limit(slot, codes, config)
-        chunk = self.outlet.push(
-            audio.numpy(),
-            text_ended=not slot.texting,
-            hurry=slot.in_hand_s(now_s) < URGENT_S,
-            last=reason is not None,
-        )
-        if chunk is not None:
-            self._send(slot, chunk, now_s)
-        return reason
+        frames = audio[: len(self._unvoiced) * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+        for i, (frame, text_ended) in enumerate(zip(frames, self._unvoiced, strict=True)):
+            chunk = self.outlet.push(
+                frame.copy(),
+                text_ended=text_ended,
+                hurry=slot.in_hand_s(now_s) < URGENT_S,
+                last=cut and i + 1 == len(frames),
+            )
+            if chunk is not None:
+                self._send(slot, chunk, now_s)
+        self._unvoiced.clear()
 
     def finish(self, slot: Slot, reason: EndReason, now_s: float) -> None:
         """Sends what is left, and the last event."""
         chunk = self.outlet.finish()
         if chunk is not None:
             self._send(slot, chunk, now_s)
+        for clock in self.reading:
+            self.spend("prefill", clock.read()["prefill"])
         if not slot.frames:  # nothing was spoken, so nothing was said
             self.entry.tokens.clear()
             self._spoken.clear()
@@ -193,9 +202,9 @@ class Utterance:
         self.first_audio_s = self.first_audio_s or now_s
         self.emit(chunk)
 
-    def _limit(self, slot: Slot, codes: Tensor, config: EngineConfig) -> EndReason | None:
-        same = self._last_codes is not None and torch.equal(codes, self._last_codes)
-        self._repeats = self._repeats + 1 if same else 1
+    def _limit(self, slot: Slot, codes: list[int]) -> EndReason | None:
+        config = self.config
+        self._repeats = self._repeats + 1 if codes == self._last_codes else 1
         self._last_codes = codes
         if slot.frames >= self.max_frames:
             return EndReason.MAX_SECONDS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections import deque
@@ -20,10 +19,13 @@ import torch
 from chroma_plugin.config import EngineConfig
 from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.engine.call import Call
+from chroma_plugin.engine.frames import Frames, call_of, reply_of
+from chroma_plugin.engine.graphs import own_stream
 from chroma_plugin.engine.mail import Mail
 from chroma_plugin.engine.parts import Parts
-from chroma_plugin.engine.runner import MAX_SAID, Runner, StepResult
-from chroma_plugin.engine.scheduler import Move, Scheduler, Slot, Ticket
+from chroma_plugin.engine.rows import MAX_SAID
+from chroma_plugin.engine.runner import PIECE_POSITIONS, Runner
+from chroma_plugin.engine.scheduler import Move, Scheduler, Ticket
 from chroma_plugin.engine.seats import Seats
 from chroma_plugin.engine.utterance import Emit, Utterance
 from chroma_plugin.engine.voices import VoiceShelf
@@ -40,8 +42,6 @@ from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
 
-PREFILL_POSITIONS = 256
-"""Positions of a prompt that are read between two frames."""
 SMALL_PARAMETERS = 50_000_000
 """Below this size the threads of a CPU wait for each other longer than they work."""
 
@@ -80,6 +80,7 @@ class Worker:
         self._openings: deque[_Opening] = deque()
         self.parts: Parts
         self.runner: Runner
+        self.frames: Frames
         self.voices: VoiceShelf
 
     @property
@@ -130,7 +131,17 @@ class Worker:
         try:
             self.parts = self._load(self.config)
             self._set_threads()
+        except BaseException as error:
+            self.closed = True
+            self._loaded(error)
+            return
+        with own_stream(self.parts.model.device):
+            self._work()
+
+    def _work(self) -> None:
+        try:
             self.runner = Runner(self.parts.model, self.parts.prompt, self.config)
+            self.frames = Frames(self.runner, self.scheduler)
             self.voices = VoiceShelf(self.runner, self.config)
             self._warm_up()
         except BaseException as error:
@@ -162,9 +173,9 @@ class Worker:
     def _warm_up(self) -> None:
         """Runs every part once, so that the first reply does not pay for lazy initialisation."""
         self.voices.ready(Voice.default())
-        self.runner.step(1, think=True, thinker_span=1, span=1)
-        self.runner.step(1, think=False, thinker_span=1, span=1)
-        self.runner.clock.read()
+        self.runner.capture()
+        for think in (True, False):
+            self.runner.step(1, think=think, thinker_span=1, span=1).wait()
 
     def _round(self) -> None:
         """One thing at a time, and always the one that hurries most."""
@@ -173,16 +184,17 @@ class Worker:
             return
         now = time.monotonic()
         self._expire(now)
-        for slot in self.scheduler.admit(lambda ticket: self._reply_of(ticket).ready):
-            self._begin(slot)
+        for slot in self.scheduler.admit(lambda ticket: reply_of(ticket).ready):
+            self.frames.begin(slot)
         self.scheduler.begin_beat(now)
         call = self._next_prompt()
         move = self.scheduler.next_move(now, unread=call is not None)
         if move is Move.STEP:
-            self._speak()
+            self.frames.step(now)
         elif call is not None:
             self._read_prompt(call)
-        else:
+            self.frames.settle()
+        elif not self.frames.settle():
             self._rest(now)
 
     def _obey(self) -> None:
@@ -215,16 +227,14 @@ class Worker:
                 )
             )
         for ticket in self.scheduler.expire(now):
-            call = self._call_of(ticket)
-            assert call.reply is not None
-            call.reply.emit(
+            reply_of(ticket).emit(
                 EngineBusy(
                     f"All {self.config.max_replies} rows of this engine are speaking and none "
                     f"became free within {self.config.queue_timeout_s:g} s. Try again later, or "
                     "raise EngineConfig.max_replies."
                 )
             )
-            call.end_reply()
+            call_of(ticket).end_reply()
 
     # -- reading prompts ---------------------------------------------------------------------
 
@@ -238,73 +248,17 @@ class Worker:
         return next((c for c in waiting + listening if self.seats.take(c)), None)
 
     def _read_prompt(self, call: Call) -> None:
-        begin, dialogue, reply = time.perf_counter(), call.dialogue, call.reply
+        dialogue, reply, clock = call.dialogue, call.reply, self.runner.new_clock()
         assert call.thinker_row is not None
-        embeds = dialogue.pending(PREFILL_POSITIONS)
-        hidden = self.runner.prefill(call.thinker_row, embeds, dialogue.cached)
+        with clock.part("prefill"):
+            embeds = dialogue.pending(PIECE_POSITIONS)
+            hidden = self.runner.prefill(call.thinker_row, embeds, dialogue.cached)
         dialogue.cached += len(embeds)
         self.scheduler.has_read()
         if reply is not None:
-            reply.spend("prefill", (time.perf_counter() - begin) * 1000)
+            reply.reading.append(clock)
             if dialogue.cached == dialogue.positions:
                 reply.hidden = hidden
-
-    # -- speaking ----------------------------------------------------------------------------
-
-    def _speak(self) -> None:
-        """One frame for every row that acts."""
-        slots, batch = self.scheduler.acting, self.scheduler.batch
-        if self.scheduler.even:
-            self.runner.set_active([slot.row for slot in slots])
-        writing = [s for s in slots if s.texting] if self.scheduler.even else []
-        texts = [self._call_of(s.ticket).dialogue.positions for s in writing]
-        result = self.runner.step(
-            batch,
-            think=bool(writing),
-            thinker_span=max(texts, default=0) + 1,
-            span=max(s.position for s in slots) + 3,
-        )
-        parts = self.runner.clock.read()
-        self.scheduler.stepped()
-        for slot in slots:
-            for part, ms in parts.items():
-                self._reply_of(slot.ticket).spend(part, ms)
-            self._take(slot, result, pair=slot in writing)
-
-    def _begin(self, slot: Slot) -> None:
-        call = self._call_of(slot.ticket)
-        reply = self._reply_of(slot.ticket)
-        assert reply.voice is not None and reply.hidden is not None
-        assert call.thinker_row is not None and call.dialogue.cached == call.dialogue.positions
-        request = reply.request
-        seed = request.sampling.seed
-        self.runner.start(
-            slot.row,
-            reply.voice,
-            call.thinker_row,
-            call.dialogue.positions,
-            reply.hidden,
-            request.sampling,
-            random.getrandbits(63) if seed is None else seed,
-            reply.say,
-        )
-        slot.position = reply.voice.positions
-        reply.started_s = time.monotonic()
-
-    def _take(self, slot: Slot, result: StepResult, *, pair: bool) -> None:
-        """Hands a row's share of a step on, and frees the row of a reply that has ended."""
-        call, reply = self._call_of(slot.ticket), self._reply_of(slot.ticket)
-        if pair:
-            call.dialogue.cached += slot.frames > 0  # the token before this one has been read
-            reply.take_token(slot, int(result.tokens[slot.row]), self.parts.model)
-        slot.position += (slot.frames > 0) + 2 * pair
-        codes, audio, now = result.codes[slot.row], result.audio[slot.row], time.monotonic()
-        reason = reply.take_frame(slot, codes, audio, now, self.parts.model, self.config)
-        if reason is not None:
-            reply.finish(slot, reason, now)
-            self.scheduler.release(slot)
-            self.runner.stop(slot.row)
-            call.end_reply()
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -374,12 +328,13 @@ class Worker:
             say = None if request.say is None else self._spell(request.say)
             entries = call.open_reply(request.turn, request.instructions)
             prompt, config = self.parts.prompt, self.config
-            reply = Utterance.new(request, emit, entries, say, asked_s, prompt, config)
+            sizes = self.parts.model.config
+            reply = Utterance.new(request, emit, entries, say, asked_s, prompt, sizes, config)
             call.reply = reply
             begin = time.perf_counter()
             reply.voice = self.voices.ready(request.voice)
             reply.spend("voice", (time.perf_counter() - begin) * 1000)
-            room = config.thinker_positions - reply.most_tokens(config)
+            room = config.thinker_positions - reply.most_tokens()
             if not call.dialogue.forget_beyond(room):
                 raise ConfigError(
                     f"The instructions and the last turn take more than the {max(room, 0)} "
@@ -415,20 +370,9 @@ class Worker:
 
     def new_call(self, alive: Callable[[], bool]) -> Call:
         """A conversation without a row yet; it ends by itself once nobody is left to hear it."""
-        parts = self.parts
-        tower = parts.model.thinker.audio_tower
+        parts, tower = self.parts, self.runner.tower
         new_listener = lambda: Listener(parts.mel, tower)  # noqa: E731
         return Call(parts.prompt, parts.model.embed_tokens, new_listener, alive)
-
-    @staticmethod
-    def _call_of(ticket: Ticket) -> Call:
-        assert isinstance(ticket.key, Call)
-        return ticket.key
-
-    def _reply_of(self, ticket: Ticket) -> Utterance:
-        reply = self._call_of(ticket).reply
-        assert reply is not None
-        return reply
 
     def _close(self) -> None:
         self.closed = True
@@ -447,7 +391,7 @@ class Worker:
         self.scheduler = Scheduler(self.config.max_replies)
         self.mail.send()
         if hasattr(self, "runner"):
-            del self.runner, self.parts, self.voices
+            del self.runner, self.frames, self.parts, self.voices
 
 
 def _told(error: Exception, what: str) -> ChromaError:

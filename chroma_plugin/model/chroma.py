@@ -90,11 +90,6 @@ class ChromaModel(nn.Module):
         )
         return VoicePrompt(codes, embeds)
 
-    def is_end_of_speech(self, codes: Tensor) -> Tensor:
-        """Whether frames `[..., K]` say that speech has ended: codes 0 to 6 are all the end code,
-        as the official generation stops (its last codebook does not count)."""
-        return (codes[..., :-1] == self.config.eos_code).all(dim=-1)
-
     @torch.inference_mode()
     def generate_greedy(
         self,
@@ -158,7 +153,7 @@ class ChromaModel(nn.Module):
                 depth_steps,
                 lambda scores, codebook: scores.argmax(dim=-1),
             )[0]
-            if self.is_end_of_speech(frame):
+            if self.config.is_end_of_speech(frame.tolist()):
                 ended = True
                 logits.pop()
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class ChromaConfig:
     tied_lm_head: bool
     weights: str
     name: str
+
+    def is_end_of_speech(self, codes: Sequence[int]) -> bool:
+        """Whether a frame of K codes says that speech has ended: codes 0 to 6 are all the end code,
+        as the official generation stops (its last codebook does not count)."""
+        return all(code == self.eos_code for code in codes[:-1])
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChromaConfig:

@@ -174,8 +174,10 @@ class Attention(nn.Module):
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)  # [B, heads, T, D]
         keys, values = step.write(layer, k, v)
-        y = F.scaled_dot_product_attention(q, keys, values, step.mask, enable_gqa=True)
-        return self.out(y.transpose(1, 2).reshape(b, t, -1))
+        # the heads that share keys stand in line as further queries: each key is read once
+        q = q.reshape(b, self.kv_heads, -1, self.head_dim)  # [B, kv_heads, group * T, D]
+        y = F.scaled_dot_product_attention(q, keys, values, step.mask)
+        return self.out(y.reshape(b, self.heads, t, -1).transpose(1, 2).reshape(b, t, -1))
 
 
 class SwiGLU(nn.Module):
@@ -212,7 +214,7 @@ class Step:
 
     cos: Tensor  # [B, 1, T, D]
     sin: Tensor
-    mask: Tensor  # bool [B, 1, T, span]
+    mask: Tensor  # bool [B, 1, group * T, span]: for each query head of a group in turn
     span: int
     cache: KVCache
 
@@ -266,6 +268,7 @@ class Transformer(nn.Module):
         self.rope = Rope(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.group = config.heads // config.kv_heads  # query heads that share keys and values
 
     def forward(
         self,
@@ -298,7 +301,7 @@ class Transformer(nn.Module):
         step = RowStep(
             cos=cos.to(x.dtype),
             sin=sin.to(x.dtype),
-            mask=keys[None, None, None, :] <= positions[:, None, :, None],
+            mask=(keys <= positions[:, None, :, None]).repeat(1, 1, self.group, 1),
             span=span,
             cache=cache,
             positions=positions,
@@ -319,7 +322,7 @@ class Transformer(nn.Module):
         positions = torch.arange(first, last, device=cache.k.device)
         cos, sin = self.rope((positions - shift).clamp(min=0)[None])
         keys = torch.arange(last, device=cache.k.device)
-        mask = (keys <= positions[:, None])[None, None]
+        mask = (keys <= positions[:, None]).repeat(self.group, 1)[None, None]
         return SharedStep(cos.to(cache.k.dtype), sin.to(cache.k.dtype), mask, last, cache)
 
     def run(self, x: Tensor, step: Step) -> Tensor:

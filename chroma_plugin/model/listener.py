@@ -11,6 +11,7 @@ Source: Whisper, arXiv 2212.04356, section 2.2; transformers `WhisperFeatureExtr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from chroma_plugin.audio import Samples
-from chroma_plugin.model.thinker import AudioTower, audio_positions
+from chroma_plugin.model.thinker import AudioTowerConfig, audio_positions
 
 FLOOR = 8.0
 """How far below the loudest value of a clip log10 energies are cut."""
+
+SPECTRA_FRAMES = 50
+"""Spectra are made half a second at a time: many small transforms cost more than a large one."""
 
 
 class LogMel:
@@ -62,6 +66,15 @@ class _Block:
     lowest: float
 
 
+class Tower(Protocol):
+    """An audio tower, or what stands before it; see `AudioTower.forward`."""
+
+    @property
+    def config(self) -> AudioTowerConfig: ...
+
+    def __call__(self, mel: Tensor, lengths: Tensor) -> Tensor: ...
+
+
 class Listener:
     """One user turn, heard piece by piece.
 
@@ -70,10 +83,11 @@ class Listener:
         tower: the thinker's audio tower.
     """
 
-    def __init__(self, mel: LogMel, tower: AudioTower) -> None:
+    def __init__(self, mel: LogMel, tower: Tower) -> None:
         self._mel, self._tower = mel, tower
         self._block_frames = tower.config.block_frames
         self._tail = np.zeros(0, np.float32)  # padded samples that later windows still need
+        self._fresh: list[Samples] = []  # samples that no window has seen
         self._heard = 0
         self._raw = torch.zeros(tower.config.mel_bins, 0)  # log10 energies
         self._peak = -torch.inf
@@ -96,14 +110,8 @@ class Listener:
 
     def push(self, samples: Samples) -> None:
         """Hears more: float32 mono at 16 kHz, any length."""
-        half = self._mel.window_samples // 2
-        before = self._heard
+        self._fresh.append(samples)
         self._heard += len(samples)
-        self._tail = np.concatenate([self._tail, samples])
-        if before <= half < self._heard:  # the first window's left half mirrors the beginning
-            self._tail = np.concatenate([self._tail[half:0:-1], self._tail])
-        if self._heard > half:
-            self._transform()
 
     def update(self, *, final: bool = False) -> int:
         """Embeds every block that can be, and those again that a louder sound has changed.
@@ -114,8 +122,11 @@ class Listener:
         Returns:
             The first position whose embedding is new since the last call; `positions` if none is.
         """
+        known = (self._heard - self._mel.window_samples // 2) // self._mel.hop + 1
         if final:
             self._finish()
+        elif known // SPECTRA_FRAMES > self._raw.shape[1] // SPECTRA_FRAMES:
+            self._transform()
         frames = self._raw.shape[1]
         whole = frames // self._block_frames
         count = -(-frames // self._block_frames) if final else whole
@@ -130,8 +141,14 @@ class Listener:
         return sum(len(b.embeds) for b in self._blocks[: stale[0]]) if stale else self.positions
 
     def _transform(self) -> None:
-        """Turns the tail's whole windows into mel frames."""
+        """Turns what was heard into mel frames, as far as there are whole windows."""
         hop, window = self._mel.hop, self._mel.window_samples
+        begins = not self._raw.shape[1] and len(self._tail) <= window // 2
+        self._tail = np.concatenate([self._tail, *self._fresh])
+        self._fresh.clear()
+        if begins and len(self._tail) > window // 2:
+            # the first window's left half mirrors the beginning
+            self._tail = np.concatenate([self._tail[window // 2 : 0 : -1], self._tail])
         frames = (len(self._tail) - window) // hop + 1
         if frames <= 0:
             return
@@ -149,25 +166,24 @@ class Listener:
         half = self._mel.window_samples // 2
         if self._heard <= half:
             raise ValueError(f"a turn needs more than {half} samples, this one has {self._heard}")
+        self._transform()
         wanted = -(-self._heard // self._mel.hop)
         missing = wanted - self._raw.shape[1]
         if missing > 0:
             needed = (missing + 1) * self._mel.hop + self._mel.window_samples
-            silence = np.zeros(needed - len(self._tail), np.float32)
-            self._tail = np.concatenate([self._tail, silence])
+            self._fresh.append(np.zeros(needed - len(self._tail), np.float32))
             self._transform()
             self._raw = self._raw[:, :wanted]
 
     @torch.inference_mode()
     def _embed(self, stale: list[int], floor: float) -> None:
         size = self._block_frames
-        device = self._tower.proj.weight.device
         pieces = [self._raw[:, i * size : (i + 1) * size] for i in stale]
         lengths = torch.tensor([p.shape[1] for p in pieces])
         mel = torch.zeros(len(pieces), self._raw.shape[0], size)
         for row, piece in enumerate(pieces):
             mel[row, :, : piece.shape[1]] = (piece.clamp(min=floor) + 4.0) / 4.0
-        embeds = self._tower(mel.to(device), lengths.to(device))
+        embeds = self._tower(mel, lengths)
         for row, i in enumerate(stale):
             length = pieces[row].shape[1]
             block = _Block(embeds[row, : audio_positions(length)], floor, float(pieces[row].min()))

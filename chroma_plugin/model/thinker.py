@@ -96,16 +96,16 @@ class AudioTower(nn.Module):
 
         Args:
             mel: `[N, mel_bins, frames]`, at most `block_frames`; what lies beyond a block's length
-                is ignored.
+                is ignored. On any device and of any dtype.
             lengths: int64 `[N]`, mel frames of each block.
 
         Returns:
             `[N, audio_positions(frames), output]`; of block i the first
             `audio_positions(lengths[i])` count.
         """
+        mel, lengths = mel.to(self.conv1.weight), lengths.to(self.conv1.weight.device)
         frames = torch.arange(mel.shape[-1], device=mel.device)
         spoken = (frames < lengths[:, None])[:, None]  # [N, 1, frames]
-        mel = mel.to(self.conv1.weight.dtype)
         x = F.gelu(self.conv1(mel.where(spoken, 0))) * spoken
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # [N, frames / 2, hidden]
         x = x + self._places(x.shape[1], x)

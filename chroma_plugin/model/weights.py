@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL
+from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL, Quantize
 from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.backbone import AudioEmbedding
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
-from chroma_plugin.model.layers import Block, Rope, Transformer
+from chroma_plugin.model.layers import Block, Transformer
+from chroma_plugin.model.memory import Unallocated, take_memory
+from chroma_plugin.model.quantize import QuantRows, named_weights
 
 EMBEDDING, LM_HEAD = "thinker.model.embed_tokens.weight", "thinker.lm_head.weight"
 AUDIO_TABLE = "backbone.audio_embedding.embed_audio_tokens.weight"
@@ -49,7 +49,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 class Place:
     """Where a released tensor goes: rows of a tensor of ours."""
 
-    tensor: Tensor
+    tensor: Tensor | QuantRows
     first_row: int | None = None  # None: all of it
     rows: int = 0
 
@@ -132,27 +132,33 @@ def check_checkpoint(folder: Path) -> CheckpointReport:
 
 
 def load_checkpoint(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize = "none",
 ) -> ChromaModel:
     """Loads a checkpoint for inference.
 
     Tensors are copied one by one from the mapped pages of one shard: for a GPU, host memory holds
-    these pages and at most one tensor; on the CPU there is never a second copy of the model.
+    these pages and at most one tensor; on the CPU there is never a second copy of the model. They
+    are quantised piece by piece as they are copied.
 
     Args:
         folder: config.json and one or more model*.safetensors.
         device: where to.
         dtype: of the weights of thinker, backbone and depth decoder; the codec and the frequencies
             of rotary positions stay float32.
+        quantize: how the weights of linear layers are stored.
 
     Raises:
+        ConfigError: the device cannot compute with quantised weights, or their sizes do not fit.
         CheckpointError: config.json is of another model; a shard is missing, truncated or no
             safetensors; a key is missing, unknown or there twice; a shape or a dtype is wrong.
             Names file and key.
     """
     model, stored = _outline(folder)
     _part_twins(model, stored)
-    _allocate(model, torch.device(device), dtype)
+    take_memory(model, torch.device(device), dtype, quantize)
     layout = released_layout(model)
     for file in sorted({s.file for s in stored.values()}):
         with _opened(file) as tensors:
@@ -170,7 +176,7 @@ def released_layout(model: ChromaModel) -> dict[str, Place]:
 
 def _places(model: ChromaModel) -> Iterator[tuple[str, Place]]:
     thinker, backbone, depth = model.thinker, model.backbone, model.depth
-    for name, tensor in thinker.audio_tower.named_parameters():
+    for name, tensor in named_weights(thinker.audio_tower):
         name = re.sub(r"\.([qkv]|out)_proj\.", r".self_attn.\1_proj.", name)
         yield f"thinker.audio_tower.{name}", Place(tensor)
     yield EMBEDDING, Place(thinker.embedding.weight)
@@ -218,30 +224,12 @@ def _rows(fused: nn.Linear, names: list[str], sizes: list[int]) -> Iterator[tupl
         first += size
 
 
-class _Unallocated(TorchFunctionMode):
-    """Modules made inside have shapes but no memory, and no weights are drawn for them.
-
-    `torch.device("meta")` would do, but draws and computes there by way of torch's compiler, whose
-    import takes longer than loading a small checkpoint.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        if func in (torch.empty, torch.zeros, torch.ones, torch.full):
-            kwargs = kwargs | {"device": "meta"}
-        return func(*args, **kwargs)
-
-
 def _outline(folder: Path) -> tuple[ChromaModel, dict[str, Stored]]:
     """The model without memory, and what the files hold for it: both checked against each other."""
     source = folder / "config.json"
     try:
         config = ChromaConfig.from_folder(folder)
-        with _Unallocated():
+        with Unallocated():
             model = ChromaModel(config)
     except Exception as error:  # sizes of a wrong kind, or that do not fit each other
         if isinstance(error, CheckpointError) and str(source) in str(error):
@@ -348,7 +336,7 @@ def _not_needed(key: str) -> bool:
 def _part_twins(model: ChromaModel, stored: dict[str, Stored]) -> None:
     """Gives head and depth decoder a tensor of their own where the file's is another one."""
     thinker, depth, shared = model.thinker, model.depth, model.backbone.audio_embedding
-    with _Unallocated():
+    with Unallocated():
         if model.config.tied_lm_head and not _same(stored, LM_HEAD):
             thinker.lm_head.weight = nn.Parameter(torch.empty_like(thinker.embedding.weight))
         if not _same(stored, DEPTH_AUDIO_TABLE):
@@ -365,24 +353,3 @@ def _same(stored: dict[str, Stored], key: str) -> bool:
         return first.kind == second.kind and torch.equal(
             a.get_tensor(key), b.get_tensor(TWINS[key])
         )
-
-
-def _allocate(model: ChromaModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Takes memory for every weight, shared ones once; what it holds is loaded next.
-
-    `Module.to_empty` would part shared weights, and `Module.to` would round buffers: rotary
-    frequencies in bfloat16 are a whole radian off after a thousand positions.
-    """
-    codec = set(model.codec.modules())
-    made: dict[Tensor, nn.Parameter] = {}
-    for module in model.modules():
-        kind = torch.float32 if module in codec else dtype
-        for name, weight in module.named_parameters(recurse=False):
-            if weight not in made:
-                empty = torch.empty(weight.shape, dtype=kind, device=device)
-                made[weight] = nn.Parameter(empty, requires_grad=False)
-            setattr(module, name, made[weight])
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(buffer.shape, dtype=torch.float32, device=device))
-        if isinstance(module, Rope):
-            module.reset()

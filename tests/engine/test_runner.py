@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from chroma_plugin.config import GREEDY, EngineConfig, SamplingParams
+from chroma_plugin.engine.graphs import DeviceMode
 from chroma_plugin.engine.parts import Parts, load_parts
-from chroma_plugin.engine.runner import ReadyVoice, Runner
+from chroma_plugin.engine.runner import PIECE_POSITIONS, ReadyVoice, Runner
 from chroma_plugin.voice import Voice
 from tests.host_reads import NoHostReads
+from tests.recorded import GPU_LIKE, GRAPHS_OFF
 
 SEEDED = SamplingParams(temperature=0.8, top_k=30, top_p=0.95)
 FRAMES = 14
@@ -22,12 +25,19 @@ def parts() -> Parts:
     return load_parts(EngineConfig())
 
 
-@pytest.fixture
-def runner(parts: Parts) -> Runner:
+MODES = {"as_it_is": DeviceMode(), "graphs": GPU_LIKE, "graphs_off": GRAPHS_OFF}
+
+
+@pytest.fixture(params=MODES.values(), ids=MODES.keys())
+def runner(parts: Parts, request: pytest.FixtureRequest) -> Iterator[Runner]:
     config = EngineConfig(
         max_replies=4, thinker_rows=6, thinker_positions=256, backbone_positions=512
     )
-    return Runner(parts.model, parts.prompt, config)
+    runner = Runner(parts.model, parts.prompt, config, request.param)
+    runner.capture()
+    assert bool(len(runner.graphs)) == (request.param is GPU_LIKE)
+    yield runner
+    assert not runner.graphs.uncaptured, "a step was run in a shape that was not captured"
 
 
 @pytest.fixture
@@ -149,12 +159,32 @@ def test_a_cached_voice_equals_a_new_one(runner: Runner, voice: ReadyVoice) -> N
 def test_no_step_reads_from_the_device(runner: Runner, voice: ReadyVoice) -> None:
     """Every step function runs on the device alone; `step` itself copies its results once."""
     Speaker(runner, voice, 0, 1)
-    active = runner.rows.active[:2]
     with torch.inference_mode(), NoHostReads():
         runner.think(2, 256)
-        state = runner.read_inputs(2, 512, pair=True)
-        codes = runner.pick_frame(state)
-        runner.model.codec.decode_step(codes[:, :, None], runner.decode_state, active)
-        runner.read_inputs(2, 512, pair=False)
+        runner.read_inputs(2, 512, True)
+        codes = runner.pick_frame(2, 0)
+        runner.decode(2, 1)
+        runner.make_frame(2, 512, False, runner.mode.codec_frames - 1)
+        runner.decode(2, runner.mode.codec_frames)
+        runner.read(PIECE_POSITIONS, 256)
     with pytest.raises(AssertionError, match="reads back"), NoHostReads():
         int(codes[0, 0])
+
+
+def test_a_guarded_row_wanders_and_is_the_same_beside_others(
+    runner: Runner, voice: ReadyVoice
+) -> None:
+    guarded = SamplingParams(temperature=0.0, top_k=0, repetition_penalty=2.0)
+    plain = Speaker(runner, voice, 0, 1, sampling=GREEDY)
+    run(runner, [plain], 2 * FRAMES, batch=1)
+    runner.stop(0)
+    alone = Speaker(runner, voice, 0, 1, sampling=guarded)
+    run(runner, [alone], 2 * FRAMES, batch=1)
+    runner.stop(0)
+    used = [len({int(codes[0]) for codes in speaker.codes}) for speaker in (plain, alone)]
+    assert used[1] > used[0]
+
+    beside = Speaker(runner, voice, 2, 1, sampling=guarded)
+    others = [Speaker(runner, voice, 0, 5), Speaker(runner, voice, 1, 6, sampling=GREEDY)]
+    run(runner, [*others, beside], 2 * FRAMES, batch=4)
+    assert_equal(alone, beside)

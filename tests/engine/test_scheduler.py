@@ -87,6 +87,35 @@ def test_withdrawing_ends_waiting_and_speaking() -> None:
     assert scheduler.withdraw("nobody") is None
 
 
+def test_what_became_of_replies_is_counted() -> None:
+    scheduler = Scheduler(2)
+    assert (scheduler.finished, scheduler.cancelled, scheduler.expired) == (0, 0, 0)
+    for key in "abcd":
+        scheduler.submit(ticket(key, deadline_s=5))
+    a, _ = scheduler.admit(always)
+    scheduler.withdraw("c")  # in line
+    scheduler.withdraw("c")  # gone
+    scheduler.expire(6)  # d
+    scheduler.release(a)
+    scheduler.withdraw("b")  # on its row
+    assert (scheduler.finished, scheduler.cancelled, scheduler.expired) == (1, 2, 1)
+
+
+def test_underruns_are_counted_beyond_the_end_of_a_reply() -> None:
+    scheduler = Scheduler(2)
+    a, b = speaking(scheduler, "a", "b")
+    for slot, late_s in ((a, 1.0), (b, 0.05)):
+        slot.sent(0.08, now_s=0)
+        slot.sent(0.08, now_s=late_s)
+    assert scheduler.underruns == 1
+    scheduler.release(a)
+    assert scheduler.underruns == 1
+    b.sent(0.08, now_s=3)
+    assert scheduler.underruns == 2
+    scheduler.withdraw("b")
+    assert scheduler.underruns == 2
+
+
 def test_the_batch_covers_the_highest_row_in_a_power_of_two() -> None:
     scheduler = Scheduler(rows=6)
     sizes = []

@@ -1,0 +1,157 @@
+"""How steps run on a device: as they are, or replayed as CUDA graphs that were captured once.
+
+A step is a function of a few numbers (its shape) that reads and writes static buffers only. On a
+GPU the thousand small kernels of a frame take longer to launch than to run; a captured graph
+launches them all at once. Knows nothing of models, rows or time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+Replay = Callable[[], Any]
+Record = Callable[[Replay], Replay]
+"""Turns a call into one that repeats its kernels on the same memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMode:
+    """What suits a device.
+
+    Attributes:
+        record: captures a step; None runs every step as it is.
+        few_shapes: round sizes up to a short ladder, so that few graphs cover all of them.
+        lag: steps that are launched before the first of them is looked at. On a GPU one: the host
+            hands out a frame while the device makes the next.
+        codec_frames: frames that the codec makes at a time while nobody hurries.
+    """
+
+    record: Record | None = None
+    few_shapes: bool = False
+    lag: int = 0
+    codec_frames: int = 4
+
+    @classmethod
+    def of(cls, device: torch.device, *, graphs: bool = True) -> DeviceMode:
+        """The mode for a device.
+
+        Args:
+            device: where the model is.
+            graphs: False never captures; shapes and results stay the same.
+        """
+        if device.type != "cuda":
+            return cls()
+        record = cuda_recorder() if graphs else None
+        return cls(record=record, few_shapes=True, lag=1, codec_frames=1)
+
+
+class Graphs:
+    """Captured steps by name and shape. What was not captured runs as it is.
+
+    Args:
+        record: how a step is captured; None captures nothing.
+    """
+
+    def __init__(self, record: Record | None) -> None:
+        self._record = record
+        self._replays: dict[tuple[object, ...], Replay] = {}
+        self.uncaptured = 0  # runs that had no graph though there are graphs
+
+    def __len__(self) -> int:
+        return len(self._replays)
+
+    def capture(self, step: Callable[..., Any], *shape: int | bool) -> None:
+        """Captures a step for a shape; it runs once for it, as a step that no row takes part in.
+
+        Where a capture fails, no further one is tried: everything then runs as it is, slower.
+        """
+        if self._record is None:
+            return
+        step(*shape)  # what is made on first use is not to be captured
+        try:
+            self._replays[step.__name__, *shape] = self._record(lambda: step(*shape))
+        except RuntimeError as error:
+            log.warning(
+                "No CUDA graphs: capturing %s%s failed (%s). The engine goes on without them and "
+                "is several times slower; EngineConfig(cuda_graphs=False) silences this.",
+                step.__name__, shape, error,
+            )  # fmt: skip
+            self._record = None
+            self._replays.clear()
+
+    def run(self, step: Callable[..., Any], *shape: int | bool) -> Any:
+        """Runs a step. What a captured one returns is overwritten by its next run."""
+        replay = self._replays.get((step.__name__, *shape))
+        if replay is not None:
+            return replay()
+        self.uncaptured += self._record is not None
+        return step(*shape)
+
+
+def cuda_recorder() -> Record:
+    """Captures CUDA graphs that share their scratch memory: they never run at the same time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(call: Replay) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
+            result = call()
+
+        def replay() -> Any:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Everything inside runs on a stream of its own: the default stream waits for all others."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # the weights are there
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Sizes that a shape is rounded up to.
+
+    Attributes:
+        sizes: in rising order.
+    """
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def doubling(cls, first: int, last: int) -> Ladder:
+        """`first`, twice that, and so on, and `last`."""
+        sizes, size = [], first
+        while size < last:
+            sizes.append(size)
+            size *= 2
+        return cls((*sizes, last))
+
+    @classmethod
+    def even(cls, step: int, last: int) -> Ladder:
+        """Multiples of `step`, and `last`."""
+        return cls((*range(step, last, step), last))
+
+    def fit(self, size: int) -> int:
+        """The smallest size that holds so much; the largest if none does."""
+        return self.sizes[min(bisect.bisect_left(self.sizes, size), len(self.sizes) - 1)]
