@@ -98,6 +98,9 @@ def talk(
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many codes; 0: all.")] = 50,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among so likely codes.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed, the same speech.")] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=1, max=5, help="Above 1: against loops; 1.1 is a good start.")
+    ] = 1.0,
     max_seconds: MaxSeconds = 60.0,
     plot: Plot = None,
     fast: Annotated[bool, typer.Option("--fast", help="Do not wait at the pace of sound.")] = False,
@@ -106,7 +109,7 @@ def talk(
 ) -> None:
     """Ask questions from recordings and write down what Chroma replies."""
     with _told():
-        sampling = SamplingParams(temperature, top_k, top_p, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, seed, repetition_penalty)
         config = _config(model, device, max_seconds, fast=fast)
         speaker = _voice(voice, transcript)
         job = _Job(config, tuple(questions), speaker, instructions, sampling, fast, output, plot)
@@ -164,6 +167,19 @@ def bench(ctx: typer.Context) -> None:
 
     with _told():
         code = bench_app(ctx.args, prog_name="chroma-plugin bench", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def train(ctx: typer.Context) -> None:
+    """Train chroma-tiny, or the speech of another checkpoint."""
+    from chroma_plugin.training.cli import app as train_app
+
+    with _told():
+        code = train_app(ctx.args, prog_name="chroma-plugin train", standalone_mode=False)
     raise typer.Exit(code or 0)
 
 

@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from chroma_plugin.config import DEFAULT_MODEL
+from chroma_plugin.config import DEFAULT_MODEL, RELEASED_MODEL, EngineConfig
 from chroma_plugin.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from chroma_plugin.model.memory import Needs
 
 Status = Literal["ok", "warning", "problem"]
 Version = tuple[int, ...]
@@ -32,7 +35,6 @@ TORCH_WHEELS = {(12, 6): "cu126", (12, 8): "cu128", (13, 0): "cu130"}
 
 GB = 1e9
 DOWNLOAD_GB = 12.0
-GPU_GB = 14.0  # the released model in bfloat16, its caches and the CUDA context
 CPU_GB = 24.0  # the released model in float32
 TINY_GB = 1.5
 
@@ -101,6 +103,7 @@ def examine(model: str = DEFAULT_MODEL) -> Iterator[Finding]:
     yield check_memory(model, on_gpu=bool(torch.answer and torch.answer["gpus"]))
     yield check_disk(Path.cwd())
     yield check_model(model, loadable=torch.answer is not None)
+    yield check_fit(torch, model)
 
 
 # -- what is looked at, as functions that a test can replace ---------------------------------
@@ -195,16 +198,16 @@ def check_torch(torch: Probe) -> Finding:
 
 
 def check_gpu(torch: Probe, host: tuple[str, Version] | None, model: str) -> Finding:
-    """Whether torch can use the GPU, and whether it is large enough."""
+    """Whether torch can use the GPU; `check_fit` says whether it is large enough."""
     gpus = torch.answer["gpus"] if torch.answer else []
     if gpus:
-        return _check_gpus(gpus, model)
+        return _check_gpus(gpus)
     tiny = model == DEFAULT_MODEL
     if host is None:
         if tiny:
             return Finding("GPU", "ok", "none; chroma-tiny speaks on the CPU")
         return Finding("GPU", "warning", "none", "This model is slower than speech on a CPU.",
-                       "chroma-plugin doctor   # on a machine with an NVIDIA GPU of 16 GB or more"
+                       "chroma-plugin doctor   # on a machine with an NVIDIA GPU of 8 GB or more"
                        )  # fmt: skip
     found = f"driver {host[0]} for CUDA up to {'.'.join(map(str, host[1]))}"
     wheel = next((w for cuda, w in sorted(TORCH_WHEELS.items(), reverse=True) if cuda <= host[1]),
@@ -229,17 +232,18 @@ def check_gpu(torch: Probe, host: tuple[str, Version] | None, model: str) -> Fin
     return Finding("GPU", "problem" if not tiny else "warning", found, wrong, mend)
 
 
-def _check_gpus(gpus: list[dict[str, Any]], model: str) -> Finding:
-    best = max(gpus, key=lambda gpu: int(gpu["free"]))
+def _most_free(gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(gpus, key=lambda gpu: int(gpu["free"]))
+
+
+def _check_gpus(gpus: list[dict[str, Any]]) -> Finding:
+    best = _most_free(gpus)
     found = f"{best['name']}, {best['free'] / GB:.0f} of {best['total'] / GB:.0f} GB free" + (
         f" (best of {len(gpus)})" if len(gpus) > 1 else ""
     )
     if not best["bf16"]:
         return Finding("GPU", "warning", found, "It has no bfloat16: the model runs in float32.",
                        "chroma-plugin talk QUESTION.wav -o REPLY.wav --device cpu")  # fmt: skip
-    if model != DEFAULT_MODEL and best["free"] < GPU_GB * GB:
-        return Finding("GPU", "problem", found, f"The model needs {GPU_GB:g} GB of GPU memory.",
-                       "nvidia-smi   # shows who uses it")  # fmt: skip
     return Finding("GPU", "ok", found)
 
 
@@ -347,6 +351,62 @@ def check_model(model: str, *, loadable: bool) -> Finding:
     found = f"{model}: {report.parameters / 1e6:,.1f} M parameters, {report.bytes / 1e6:,.0f} MB"
     random = ", random weights: it speaks noise" if report.config.weights == "random" else ""
     return Finding(name, "ok", found + random)
+
+
+def check_fit(torch: Probe, model: str) -> Finding:
+    """Which kind of weights fits the GPU, beside the caches of an engine's default limits."""
+    name, limits = "weights", EngineConfig()
+    gpus = torch.answer["gpus"] if torch.answer else []
+    if not gpus:
+        return Finding(name, "ok", "no GPU that they have to fit")
+    best = _most_free(gpus)
+    free, needs = best["free"], _needs(model, bf16=best["bf16"])
+    if needs is None:
+        return Finding(name, "ok", "their sizes are known when the checkpoint is here and whole")
+    totals = {kind: needs.total(kind, limits) / GB for kind in needs.weights}
+    found = f"{free / GB:.1f} GB free; {limits.max_replies} replies at a time need " + ", ".join(
+        f"{total:.1f} GB" + (f" as {kind}" if kind != "none" else "")
+        for kind, total in totals.items()
+    )
+    kind = needs.fitting(free, limits)
+    if kind == "none":
+        return Finding(name, "ok", found)
+    if kind is not None:
+        return Finding(name, "warning", found, f"They fit as {kind} only.",
+                       f'EngineConfig(model="{model}", quantize="{kind}")')  # fmt: skip
+    for rows in range(limits.max_replies, 0, -1):
+        kind = needs.fitting(free, EngineConfig(max_replies=rows, thinker_rows=rows))
+        if kind is not None:
+            return Finding(
+                name, "warning", found, f"They fit as {kind}, with smaller caches, only.",
+                f'EngineConfig(model="{model}", quantize="{kind}", max_replies={rows}, '
+                f"thinker_rows={rows})",
+            )  # fmt: skip
+    least = needs.total("int4", EngineConfig(max_replies=1, thinker_rows=1)) / GB
+    return Finding(name, "problem", found, f"One conversation needs {least:.1f} GB as int4.",
+                   "nvidia-smi   # shows who uses the GPU's memory")  # fmt: skip
+
+
+def _needs(model: str, *, bf16: bool) -> Needs | None:
+    """By the checkpoint's sizes, which for the released one are known without it; None if it is
+    not here or cannot be looked at, which its own row says."""
+    try:
+        import torch
+        from huggingface_hub import snapshot_download
+
+        from chroma_plugin.model.config import ChromaConfig
+        from chroma_plugin.model.memory import RELEASED, Needs
+        from chroma_plugin.model.weights import find_checkpoint
+
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        if model == RELEASED_MODEL:
+            return RELEASED[dtype]
+        if _on_the_hub(model):
+            found = snapshot_download(model, allow_patterns="*.json", local_files_only=True)
+            return Needs.of(ChromaConfig.from_folder(Path(found)), dtype)
+        return Needs.of(ChromaConfig.from_folder(find_checkpoint(model)), dtype)
+    except Exception:
+        return None
 
 
 def _on_the_hub(model: str) -> bool:

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ PLAYED_MARGIN_S = 1.0
 MS_PER_POSITION = 40.0
 """The model hears 25 positions a second."""
 
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_SAMPLING = tuple(each.name for each in fields(SamplingParams))
 _LIVE = {"system_instruction", "voice", *_SAMPLING}
 _AT_START = {*_LIVE, "model", "max_reply_s"}
 
@@ -103,10 +103,12 @@ class ChromaRealtimeLLMSettings(LLMSettings):
     `top_p` and `seed` count, and `model` as the name in metrics; the others are refused.
 
     Parameters:
+        repetition_penalty: see `SamplingParams`.
         voice: whose voice replies are spoken in; None, at the start, is the engine's own.
         max_reply_s: the cap on the length of a reply; None leaves the engine's. Not changed live.
     """
 
+    repetition_penalty: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     voice: Voice | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     max_reply_s: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
@@ -243,7 +245,10 @@ class ChromaRealtimeLLMService(LLMService):
         )
         if settings is not None:
             if refused := sorted(settings.given_fields().keys() - _AT_START):
-                raise ConfigError(f"Settings not supported by Chroma: {', '.join(refused)}.")
+                raise ConfigError(
+                    f"Settings not supported by Chroma: {', '.join(refused)}. Those that are: "
+                    f"{', '.join(sorted(_AT_START))}."
+                )
             stored.apply_update(settings)
         _sampling(stored)
         super().__init__(settings=stored, **kwargs)
@@ -612,7 +617,10 @@ class ChromaRealtimeLLMService(LLMService):
         """Stores what can change; the next reply is asked for with it."""
         given = delta.given_fields()
         if refused := sorted(given.keys() - _LIVE):
-            logger.warning(f"{self}: settings that cannot be changed: {', '.join(refused)}")
+            logger.warning(
+                f"{self}: settings that cannot be changed: {', '.join(refused)}; "
+                f"those that can: {', '.join(sorted(_LIVE))}"
+            )
         wanted = self.Settings(**{name: given[name] for name in given.keys() & _LIVE})
         try:
             _sampling(self._settings, wanted)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipecat.audio.vad.silero import SileroVADAnalyzer
@@ -157,11 +157,8 @@ async def talk(
         context=context,
         settings=ChromaRealtimeLLMService.Settings(
             system_instruction=instructions,
-            temperature=drawn.temperature,
-            top_k=drawn.top_k,
-            top_p=drawn.top_p,
-            seed=drawn.seed,
             max_reply_s=max_reply_s,
+            **asdict(drawn),
         ),
     )
     worker = PipelineWorker(

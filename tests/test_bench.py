@@ -24,12 +24,13 @@ from chroma_plugin.bench import sizes as sizes_module
 from chroma_plugin.bench.hearing import Heard, Playback, StepClock, first_sound, speech
 from chroma_plugin.bench.load import LoadPlan, Tally, largest, run_load
 from chroma_plugin.bench.report import percentile, spread
-from chroma_plugin.bench.sizes import Setup, parameters, random_model, sizes
+from chroma_plugin.bench.sizes import Setup, random_model, sizes
 from chroma_plugin.bench.soak import Soaked, SoakPlan, slope
 from chroma_plugin.engine.engine import EngineStats
 from chroma_plugin.engine.worker import Worker
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.model.codec import CodecConfig
+from chroma_plugin.model.memory import weight_bytes
 
 FACTS = {
     "bench", "commit", "version", "date", "device", "threads", "torch_version", "python", "dtype",
@@ -128,7 +129,7 @@ def test_the_largest_number_is_found(truth: int, most: int) -> None:
 def test_memory_that_grows_is_a_violation() -> None:
     assert slope([0, 1, 2], [5, 7, 9]) == pytest.approx(2)
     seconds = [float(s) for s in range(100)]
-    left = EngineStats(0, 0, 0, 1, 0)
+    left = EngineStats(sessions=0, speaking=0, waiting=0, voices=1, evictions=0)
     flat = Soaked(replies=1, left=left, seconds=seconds, rss_mb=[min(s, 40) for s in seconds])
     assert flat.violations(SoakPlan()) == []
     grown = Soaked(replies=1, left=left, seconds=seconds, rss_mb=seconds)
@@ -151,14 +152,13 @@ def test_the_released_sizes() -> None:
     assert CodecConfig.from_dict(dict(real.codec)) == CodecConfig()
     cache = 4 * backbone.layers * backbone.kv_heads * backbone.head_dim
     assert cache == 32_768  # bytes a position in bfloat16
-    assert parameters(real) == pytest.approx(5e9, rel=0.1)
+    assert weight_bytes(real, torch.bfloat16) == pytest.approx(10.7e9, rel=0.01)
 
 
 def test_small_weights_speak_soft_noise() -> None:
     model = random_model(sizes("small"), torch.device("cpu"), torch.float32, seed=3)
     count = sum(p.numel() for p in model.parameters())
     assert 30e6 < count < 60e6
-    assert parameters(sizes("small")) == pytest.approx(count, rel=0.1)
     audio = model.codec.decode(torch.randint(2048, (1, 8, 5)))
     assert 0.01 < float(audio.std()) < 0.2
 

@@ -206,14 +206,14 @@ def test_settings_reach_the_engine(fake: FakeTalk) -> None:
         "talk", QUESTION, "-o", "r.wav", "--fast", "--voice", clip, "--transcript",
         words.read_text(), "--model", ASSETS / "chroma-tiny", "--device", "cpu",
         "--instructions", "Be brief.", "--temperature", "0.5", "--top-k", "10", "--top-p", "0.9",
-        "--seed", "7", "--max-seconds", "2.5",
+        "--seed", "7", "--repetition-penalty", "1.2", "--max-seconds", "2.5",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake.config == EngineConfig(
         str(ASSETS / "chroma-tiny"), "cpu", max_replies=1, max_reply_s=2.5, run_ahead_s=math.inf
     )
     settings = fake.settings
-    assert settings["sampling"] == SamplingParams(0.5, 10, 0.9, 7)
+    assert settings["sampling"] == SamplingParams(0.5, 10, 0.9, 7, 1.2)
     assert (settings["instructions"], settings["fast"]) == ("Be brief.", True)
     assert settings["max_reply_s"] == 2.5
     assert settings["voice"].name == "default"

@@ -58,7 +58,7 @@ def test_a_sound_installation_is_all_ok(versions: dict[str, str]) -> None:
     assert {row.status for row in rows} == {"ok"}, rows
     assert [row.name for row in rows] == [
         "Python", "torch", "GPU", "torchaudio", "transformers", "pipecat-ai", "livekit-agents",
-        "audio", "memory", "disk", "checkpoint",
+        "audio", "memory", "disk", "checkpoint", "weights",
     ]  # fmt: skip
 
 
@@ -125,7 +125,6 @@ def test_torch(versions: dict[str, str]) -> None:
     [
         (torch_probe(GPU), ("570", (12, 8)), RELEASED_MODEL, "ok", "NVIDIA H200, 140 of 141 GB"),
         (torch_probe(GPU, GPU), None, RELEASED_MODEL, "ok", "(best of 2)"),
-        (torch_probe(GPU | {"free": 5e9}), None, RELEASED_MODEL, "problem", "needs 14 GB"),
         (torch_probe(GPU | {"free": 5e9}), None, DEFAULT_MODEL, "ok", "5 of 141 GB free"),
         (torch_probe(GPU | {"bf16": False}), None, DEFAULT_MODEL, "warning", "no bfloat16"),
         (torch_probe(), None, DEFAULT_MODEL, "ok", "none; chroma-tiny speaks on the CPU"),
@@ -308,6 +307,36 @@ def test_a_hub_model_is_looked_for_but_not_downloaded(
                "The first start downloads it", "hf download FlashLabs/Chroma-4B")  # fmt: skip
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 5e9))
     assert_row(doctor.check_model(RELEASED_MODEL, loadable=True), "problem", "5.0 GB are free")
+
+
+# -- what fits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("free", "status", "said"),
+    [
+        (24e9, "ok", "24.0 GB free; 4 replies at a time need 14.4 GB, 9.6 GB as int8"),
+        (14.5e9, "ok", "7.7 GB as int4"),
+        (12e9, "warning", 'int8 only. | EngineConfig(model="FlashLabs/Chroma-4B", quantize="int'),
+        (8e9, "warning", 'only. | EngineConfig(model="FlashLabs/Chroma-4B", quantize="int4")'),
+        (7.5e9, "warning", 'quantize="int4", max_replies=4, thinker_rows=4)'),
+        (5.5e9, "warning", 'quantize="int4", max_replies=2, thinker_rows=2)'),
+        (5e9, "problem", "One conversation needs 5.2 GB as int4. | nvidia-smi"),
+    ],
+)
+def test_which_weights_fit_the_card(free: float, status: str, said: str) -> None:
+    row = doctor.check_fit(torch_probe(GPU | {"free": free, "total": 24e9}), RELEASED_MODEL)
+    assert_row(row, status, said)
+
+
+def test_what_fits_is_known_by_a_checkpoints_sizes() -> None:
+    row = doctor.check_fit(torch_probe(GPU), DEFAULT_MODEL)
+    assert_row(row, "ok", "need 1.0 GB, 1.0 GB as int8")
+    old = torch_probe(GPU | {"free": 16e9, "bf16": False})
+    assert_row(doctor.check_fit(old, RELEASED_MODEL), "warning", "need 27.4 GB", "fit as int8 only")
+    assert_row(doctor.check_fit(torch_probe(cuda=None), RELEASED_MODEL), "ok", "no GPU")
+    assert_row(doctor.check_fit(Probe(None, "broken"), RELEASED_MODEL), "ok", "no GPU")
+    assert_row(doctor.check_fit(torch_probe(GPU), "no/where"), "ok", "when the checkpoint is here")
 
 
 # -- probes ----------------------------------------------------------------------------------

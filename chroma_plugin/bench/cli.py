@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from chroma_plugin.errors import ChromaError, ConfigError
 if TYPE_CHECKING:
     from chroma_plugin.bench.report import Report
     from chroma_plugin.bench.sizes import Setup
+    from chroma_plugin.config import Quantize as Kind
 
 app = typer.Typer(
     name="bench",
@@ -36,6 +37,10 @@ RandomWeights = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the weights.")]
+Quantize = Annotated[
+    Literal["none", "int8", "fp8", "int4"], typer.Option(help="How linear weights are stored.")
+]
+Graphs = Annotated[bool, typer.Option(help="CUDA graphs; without them the same, slower.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights, users and speech.")]
 Plot = Annotated[Path | None, typer.Option(help="A picture of the run, as PNG.")]
@@ -57,10 +62,12 @@ def _setup(
     dtype: Literal["auto", "float32", "bfloat16"],
     threads: int | None,
     seed: int,
+    quantize: Literal["none", "int8", "fp8", "int4"] = "none",
+    graphs: bool = True,
 ) -> Setup:
     from chroma_plugin.bench.sizes import Setup
 
-    return Setup(size, model, random_weights, device, dtype, threads, seed)
+    return Setup(size, model, random_weights, device, dtype, threads, seed, quantize, graphs)
 
 
 def _run(measure: Callable[[], Report], plot: Path | None, as_json: bool) -> None:
@@ -93,6 +100,8 @@ def latency(
     random_weights: RandomWeights = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
+    graphs: Graphs = True,
     threads: Threads = None,
     seed: Seed = 0,
     plot: Plot = None,
@@ -101,7 +110,7 @@ def latency(
     """One conversation: time to first audio by part, RTF, and the plain loop beside it."""
     from chroma_plugin.bench.latency import LatencyPlan, measure_latency
 
-    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed, quantize, graphs)
     plan = LatencyPlan(turns, speech, reply, plain_turns)
     _run(lambda: measure_latency(setup, plan), plot, as_json)
 
@@ -120,6 +129,8 @@ def load(
     random_weights: RandomWeights = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
+    graphs: Graphs = True,
     threads: Threads = None,
     seed: Seed = 0,
     plot: Plot = None,
@@ -128,7 +139,7 @@ def load(
     """Conversations in real time, with interruptions: delays, gaps and the length of a step."""
     from chroma_plugin.bench.load import LoadPlan, measure_load
 
-    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed, quantize, graphs)
     plan = LoadPlan(conversations, seconds, rate, (min(1.5, speech / 2), speech), reply)
     _run(lambda: measure_load(setup, plan), plot, as_json)
 
@@ -149,6 +160,8 @@ def sweep(
     random_weights: RandomWeights = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
+    graphs: Graphs = True,
     threads: Threads = None,
     seed: Seed = 0,
     plot: Plot = None,
@@ -162,7 +175,7 @@ def sweep(
         raise ConfigError(f"--together {together!r}: give numbers from 1 on, as in 1,2,4,8.")
     if not words and not most:
         raise ConfigError("--most 0 and no --together leave nothing to measure.")
-    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed, quantize, graphs)
     plan = SweepPlan(most, seconds, [int(word) for word in words], speech, reply)
     _run(lambda: measure_sweep(setup, plan), plot, as_json)
 
@@ -180,6 +193,8 @@ def soak(
     random_weights: RandomWeights = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
+    graphs: Graphs = True,
     threads: Threads = None,
     seed: Seed = 0,
     plot: Plot = None,
@@ -188,6 +203,32 @@ def soak(
     """Come, go, interrupt and crash: memory stays flat and nothing is left; if not, exit 1."""
     from chroma_plugin.bench.soak import SoakPlan, measure_soak
 
-    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed, quantize, graphs)
     plan = SoakPlan(minutes, conversations, reply, max_growth_mb)
     _run(lambda: measure_soak(setup, plan), plot, as_json)
+
+
+@app.command()
+def agreement(
+    kinds: Annotated[str, typer.Option(help="Kinds of weights beside none.")] = "int8,fp8,int4",
+    replies: Annotated[int, typer.Option(min=1, help="Made and read.")] = 8,
+    reply: Reply = 4.0,
+    speech: Speech = 4.0,
+    size: Size = None,
+    model: Model = None,
+    random_weights: RandomWeights = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """What quantised weights save, and how far they stray from those that are not."""
+    from chroma_plugin.bench.agreement import AgreementPlan, measure_agreement
+
+    words = [word.strip() for word in kinds.split(",") if word.strip()]
+    if not words or not set(words) <= {"int8", "fp8", "int4"}:
+        raise ConfigError(f"--kinds {kinds!r}: give some of int8, fp8 and int4, as in int8,int4.")
+    setup = _setup(size, model, random_weights, device, dtype, threads, seed)
+    plan = AgreementPlan(cast("list[Kind]", words), replies, reply, speech)
+    _run(lambda: measure_agreement(setup, plan), None, as_json)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from chroma_plugin.engine.engine import Engine
 from chroma_plugin.engine.frames import StepTimes
 from chroma_plugin.reply import AudioChunk, ReplyEvent, TurnDone
 from chroma_plugin.session import Session
+
+T = TypeVar("T")
 
 PIECE_S = 0.04
 """How much speech a user pushes at a time."""
@@ -185,3 +187,19 @@ async def open_to(engine: Engine, **settings: Any) -> AsyncIterator[Session]:
         yield session
     finally:
         await session.aclose()
+
+
+async def on_engine_thread(engine: Engine, work: Callable[[], T]) -> T:
+    """Does something on a started engine's thread, between its replies."""
+    worker = engine._worker
+    assert worker is not None
+    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        try:
+            worker.mail.put(done.get_loop(), done.set_result, work())
+        except Exception as error:
+            worker.mail.put(done.get_loop(), done.set_exception, error)
+
+    worker.post(run)
+    return await done

@@ -61,6 +61,9 @@ def measure_latency(setup: Setup, plan: LatencyPlan) -> Report:
     clock = StepClock()
     early: list[Heard] = []
     late: list[Heard] = []
+    runs: list[PlainRun] = []
+    frame_ms: list[float] = []
+    held: dict[str, float] = {}
     figures: dict[str, object] = {"load_s": rounded(load_s)}
 
     async def run() -> None:
@@ -74,16 +77,15 @@ def measure_latency(setup: Setup, plan: LatencyPlan) -> Report:
             for _ in range(plan.turns):
                 early.append(await _ask(engine, question, plan.reply_s, early=True))
                 late.append(await _ask(engine, question, plan.reply_s, early=False))
+            held.update(memory(parts.model.device))
+            plain = PlainLoop(parts, question)
+            frames = round(plan.reply_s * 1000 / FRAME_MS)
+            runs.extend(await plain.runs(engine, frames, plan.plain_turns))
+            frame_ms.append(await plain.frame_ms(engine, runs[-1]))
 
     asyncio.run(run())
-    held = memory(parts.model.device)
-    plain = PlainLoop(parts, question)
-    plain.run(2)
-    frames = round(plan.reply_s * 1000 / FRAME_MS)
-    runs = [plain.run(frames) for _ in range(plan.plain_turns)]
-
     figures |= _figures(early, late, clock)
-    figures |= _beside(early, late, runs, plain.frame_ms(runs[-1]))
+    figures |= _beside(early, late, runs, frame_ms[0])
     report = Report("latency", setup.facts(parts), asdict(plan), figures, held)
     report.panels = [
         Panel(
@@ -120,9 +122,10 @@ def _figures(early: list[Heard], late: list[Heard], clock: StepClock) -> dict[st
         figures[f"{name}queued_ms"] = spread(_part(turns, "queued"))
         figures[f"{name}prefill_ms"] = spread(_part(turns, "prefill"))
     figures["rtf"] = spread(_rtfs(early))
-    for part in FRAME_PARTS:
+    parts = [part for part in FRAME_PARTS if any(_part(early, part))]
+    for part in parts:
         figures[f"turn_{part}_ms"] = spread(_part(early, part))
-    for part in FRAME_PARTS:
+    for part in parts:
         figures[f"frame_{part}_ms"] = rounded(_frame_ms(early, (part,)))
     figures["step_ms"] = spread(clock.steps_ms)
     figures["gap_ms"] = spread(clock.gaps_ms)

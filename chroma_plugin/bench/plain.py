@@ -8,14 +8,15 @@ embeddings are made beforehand, while the passes over its prompt belong to every
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from chroma_plugin.audio import FRAME_MS, Samples
+from chroma_plugin.bench.hearing import on_engine_thread
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS
+from chroma_plugin.engine.engine import Engine
 from chroma_plugin.engine.parts import Parts
 from chroma_plugin.model.listener import Listener
 from chroma_plugin.voice import Voice
@@ -60,28 +61,38 @@ class PlainLoop:
 
     def __init__(self, parts: Parts, question: Samples) -> None:
         self._parts, self._question = parts, question
-        voice = Voice.default()
-        transcript = parts.prompt.encode(voice.transcript)
-        prompt = parts.model.voice_prompt(transcript, torch.tensor(voice.samples))
-        self._voice: Tensor = prompt.embeds
+        self._voice: Tensor | None = None
 
-    def run(self, frames: int) -> PlainRun:
-        """Answers once, with at most so many frames, on a thread of its own.
+    async def runs(self, engine: Engine, frames: int, times: int = 1) -> list[PlainRun]:
+        """Answers so often with at most so many frames, on the engine's own thread.
 
-        So does the engine. A pool of torch's threads belongs to the thread that uses it, and on a
-        busy machine one that had an unlucky start can be several times slower than the next.
+        Every thread that computes with torch on a CPU keeps helpers of its own, and once all of
+        them together are more than there are cores, they sleep instead of waiting for each other:
+        the thread that comes second then takes twice as long. So both sides share one.
         """
-        threads = torch.get_num_threads()
 
-        def work() -> PlainRun:
-            torch.set_num_threads(threads)
-            return self._run(frames)
+        def work() -> list[PlainRun]:
+            if self._voice is None:
+                self._voice = self._prepare()
+                self._run(2, self._voice)  # what is made on first use
+            return [self._run(frames, self._voice) for _ in range(times)]
 
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            return pool.submit(work).result()
+        return await on_engine_thread(engine, work)
+
+    async def frame_ms(self, engine: Engine, run: PlainRun) -> float:
+        """What a further frame costs: a run less its prefills and its first frame."""
+        (first,) = await self.runs(engine, 1)
+        work_ms = run.generate_ms + run.codec_ms - first.generate_ms - first.codec_ms
+        return work_ms / max(run.frames - 1, 1)
+
+    def _prepare(self) -> Tensor:
+        voice = Voice.default()
+        transcript = self._parts.prompt.encode(voice.transcript)
+        samples = torch.tensor(voice.samples)
+        return self._parts.model.voice_prompt(transcript, samples).embeds
 
     @torch.inference_mode()
-    def _run(self, frames: int) -> PlainRun:
+    def _run(self, frames: int, voice: Tensor) -> PlainRun:
         model, prompt = self._parts.model, self._parts.prompt
         begin = self._now()
         listener = Listener(self._parts.mel, model.thinker.audio_tower)
@@ -93,7 +104,7 @@ class PlainLoop:
             [model.embed_tokens(before), listener.embeds, model.embed_tokens(after)]
         )
         listened = self._now()
-        made = model.generate_greedy(dialogue, self._voice, frames)
+        made = model.generate_greedy(dialogue, voice, frames)
         generated = self._now()
         if len(made.codes):
             model.codec.decode(made.codes.T[None]).cpu()
@@ -104,12 +115,6 @@ class PlainLoop:
             codec_ms=(decoded - generated) * 1000,
             frames=len(made.codes),
         )
-
-    def frame_ms(self, run: PlainRun) -> float:
-        """What a further frame costs: a run less its prefills and its first frame."""
-        first = self.run(1)
-        work_ms = run.generate_ms + run.codec_ms - first.generate_ms - first.codec_ms
-        return work_ms / max(run.frames - 1, 1)
 
     def _now(self) -> float:
         if self._parts.model.device.type == "cuda":

@@ -9,23 +9,23 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chroma_plugin.bench.report import Facts, megabytes_free
-from chroma_plugin.config import DEFAULT_MODEL, EngineConfig
+from chroma_plugin.config import DEFAULT_MODEL, EngineConfig, Quantize
 from chroma_plugin.engine.parts import Parts, load_parts
 from chroma_plugin.errors import ChromaError, ConfigError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
-from chroma_plugin.model.layers import Rope, TransformerConfig
 from chroma_plugin.model.listener import LogMel
+from chroma_plugin.model.memory import cache_bytes, empty_model, weight_bytes
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
+from chroma_plugin.model.quantize import PIECE, QuantRows, count_weights, named_weights
 from chroma_plugin.model.weights import find_checkpoint
 
 LEVEL = 0.05
@@ -51,6 +51,8 @@ class Setup:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int | None = None
     seed: int = 0
+    quantize: Quantize = "none"
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.model is not None and self.size is not None:
@@ -70,6 +72,8 @@ class Setup:
             "model": self.model or DEFAULT_MODEL,
             "device": self.device,
             "dtype": self.dtype,
+            "quantize": self.quantize,
+            "cuda_graphs": self.graphs,
             "num_threads": self.threads,
             "max_replies": rows,
             "thinker_rows": rows,
@@ -90,6 +94,10 @@ class Setup:
             ChromaError: there is too little memory.
             ConfigError: the device is not there.
         """
+        with ThreadPoolExecutor(max_workers=1) as pool:  # the main thread computes nothing: see
+            return pool.submit(self._load, rows).result()  # `PlainLoop.runs`
+
+    def _load(self, rows: int) -> Parts:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         config = self.engine_config(rows)
@@ -102,13 +110,14 @@ class Setup:
 
     def facts(self, parts: Parts) -> Facts:
         """What the report says of this run."""
+        dtype = str(parts.model.dtype).removeprefix("torch.")
         return Facts.gather(
             size=self.size or ("tiny" if self.model is None else "model"),
             weights=self.weights,
             seed=self.seed,
             device=parts.model.device,
-            dtype=str(parts.model.dtype).removeprefix("torch."),
-            parameters=sum(p.numel() for p in parts.model.parameters()),
+            dtype=dtype if self.quantize == "none" else f"{dtype}, weights {self.quantize}",
+            parameters=count_weights(parts.model),
         )
 
 
@@ -205,7 +214,7 @@ def random_parts(config: EngineConfig, sizes: ChromaConfig, seed: int) -> Parts:
 
     Raises:
         ChromaError: they do not fit into its memory.
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or cannot compute with weights quantised this way.
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
@@ -215,7 +224,7 @@ def random_parts(config: EngineConfig, sizes: ChromaConfig, seed: int) -> Parts:
     dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
     require_memory(config, sizes, torch.device(device), dtype)
     folder = find_checkpoint(config.model)
-    model = random_model(sizes, torch.device(device), dtype, seed)
+    model = random_model(sizes, torch.device(device), dtype, seed, config.quantize)
     prompt = ChatPrompt.from_checkpoint(folder, sizes.audio_token)
     return Parts(model, prompt, LogMel(feature_extractor(folder)))
 
@@ -228,56 +237,43 @@ def require_memory(
     Raises:
         ChromaError: weights and caches take more than is free.
     """
-
-    def cache(stack: TransformerConfig) -> int:
-        return 2 * stack.layers * stack.kv_heads * stack.head_dim
-
-    values = parameters(sizes)
-    values += cache(sizes.text) * config.thinker_cache_rows * config.thinker_positions
-    values += cache(sizes.backbone) * config.max_replies * config.backbone_positions
-    needed, free = SPARE * values * dtype.itemsize / 1e6, megabytes_free(device)
+    held = weight_bytes(sizes, dtype, config.quantize) + cache_bytes(sizes, dtype, config)
+    needed, free = SPARE * held / 1e6, megabytes_free(device)
     if needed > free:
         raise ChromaError(
             f"{sizes.name}: weights and caches of {config.max_replies} conversations need about "
             f"{needed / 1000:.1f} GB in {dtype} on {device}, and {free / 1000:.1f} GB are free. "
-            "Use --size small, --dtype bfloat16, fewer conversations or a larger machine."
+            "Use --size small, --dtype bfloat16, --quantize int8, fewer conversations or a larger "
+            "machine."
         )
-
-
-def parameters(sizes: ChromaConfig) -> int:
-    """How many weights the transformers have; the codec and the norms are left out."""
-
-    def stack(c: TransformerConfig) -> int:
-        attention = c.hidden_size * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-        return c.layers * (attention + 3 * c.hidden_size * c.intermediate_size)
-
-    a = sizes.audio
-    tower = a.layers * (4 * a.hidden_size**2 + 2 * a.hidden_size * a.intermediate_size)
-    tables = (1 if sizes.tied_lm_head else 2) * sizes.text_vocabulary * sizes.text.hidden_size
-    tables += CODEBOOKS * sizes.audio_vocabulary * sizes.backbone.hidden_size
-    tables += CODEBOOKS * sizes.audio_vocabulary * sizes.depth.hidden_size
-    return stack(sizes.text) + stack(sizes.backbone) + stack(sizes.depth) + tower + tables
 
 
 @torch.no_grad()
 def random_model(
-    sizes: ChromaConfig, device: torch.device, dtype: torch.dtype, seed: int
+    sizes: ChromaConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    quantize: Quantize = "none",
 ) -> ChromaModel:
-    """Weights drawn where they will stay: no second copy, no file. They speak soft noise."""
+    """Weights drawn where they will stay: no second copy, no file. They speak soft noise.
+
+    A seed draws the same weights, whatever they are stored in.
+    """
+    model = empty_model(sizes, device, dtype, quantize)
     torch.manual_seed(seed)
-    with _made_as(dtype), device:
-        model = ChromaModel(sizes)
-    for name, tensor in model.named_parameters():
-        if tensor.dim() >= 2:
-            nn.init.normal_(tensor, std=math.prod(tensor.shape[1:]) ** -0.5)
-        elif name.endswith(".scale"):
-            nn.init.constant_(tensor, 0.3)
+    for name, weight in sorted(named_weights(model), key=lambda item: item[0]):
+        kind = torch.float32 if name.startswith("codec.") else dtype
+        if len(weight.shape) >= 2:
+            _draw(weight, kind, device, heads=name == "depth.heads")
+        else:
+            assert isinstance(weight, Tensor)
+            weight.fill_(0.3 if name.endswith(".scale") else float(not name.endswith("bias")))
     for name, buffer in model.codec.named_buffers():
         if name.endswith("embed_sum"):
-            nn.init.normal_(buffer)
-    for module in model.modules():
-        if isinstance(module, Rope):
-            module.reset()
+            buffer.normal_()
+        else:
+            buffer.fill_(1)
     model.codec.finalize()
     model.eval().requires_grad_(False)
     codes = torch.randint(sizes.codebook_size, (1, CODEBOOKS, 25), device=device)
@@ -286,12 +282,13 @@ def random_model(
     return model
 
 
-@contextmanager
-def _made_as(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors made inside are of this type, unless they say otherwise."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _draw(
+    weight: Tensor | QuantRows, dtype: torch.dtype, device: torch.device, *, heads: bool
+) -> None:
+    """Fills a matrix a piece at a time, so that what goes in as 1 comes out as about 1."""
+    rows, *rest = weight.shape
+    std = (rest[0] if heads else math.prod(rest)) ** -0.5
+    step = max(PIECE // math.prod(rest), 1)
+    for first in range(0, rows, step):
+        piece = torch.empty(min(step, rows - first), *rest, dtype=dtype, device=device)
+        weight[first : first + step].copy_(piece.normal_(std=std))

@@ -50,7 +50,7 @@ def measure_sweep(setup: Setup, plan: SweepPlan) -> Report:
     figures: dict[str, Any] = {}
     panels = []
     if plan.together:
-        rows = measure_together(setup, parts, plan)
+        rows = asyncio.run(measure_together(setup, parts, plan))
         figures["together"] = rows
         panels.append(_together_panel(rows))
     if plan.most:
@@ -99,7 +99,7 @@ def _sweep_panel(tried: dict[int, Tally]) -> Panel:
 # -- what batching gains ---------------------------------------------------------------------
 
 
-def measure_together(setup: Setup, parts: Parts, plan: SweepPlan) -> list[dict[str, Any]]:
+async def measure_together(setup: Setup, parts: Parts, plan: SweepPlan) -> list[dict[str, Any]]:
     """Audio per second of several conversations in one batch, against the plain loop one after
     another.
 
@@ -111,15 +111,16 @@ def measure_together(setup: Setup, parts: Parts, plan: SweepPlan) -> list[dict[s
     question = speech(plan.speech_s)
     frames = round(plan.reply_s * 1000 / FRAME_MS)
     plain = PlainLoop(parts, question)
-    plain.run(2)
     runs: list[PlainRun] = []
     made: list[_Together] = []
-    for number in plan.together:
-        runs.append(plain.run(frames))
-        made.append(asyncio.run(_together(setup, parts, question, number, plan.reply_s)))
-    runs.append(plain.run(frames))
+    config = setup.engine_config(max(plan.together), run_ahead_s=math.inf)
+    async with Engine(config, load=lambda _: parts) as engine:
+        for number in plan.together:
+            runs += await plain.runs(engine, frames)
+            made.append(await _together(engine, question, number, plan.reply_s))
+        runs += await plain.runs(engine, frames)
+        plain_frame_ms = await plain.frame_ms(engine, runs[-1])
     plain_rate = sum(run.audio_s for run in runs) / sum(run.total_s for run in runs)
-    plain_frame_ms = plain.frame_ms(runs[-1])
     return [
         {
             "conversations": engine.conversations,
@@ -155,17 +156,13 @@ class _Together:
     step_parts_ms: dict[str, float]
 
 
-async def _together(
-    setup: Setup, parts: Parts, question: Samples, number: int, reply_s: float
-) -> _Together:
+async def _together(engine: Engine, question: Samples, number: int, reply_s: float) -> _Together:
     clock = StepClock()
-    config = setup.engine_config(number, run_ahead_s=math.inf)
-    async with Engine(config, load=lambda _: parts) as engine:
-        await _all_answered(engine, question, number, 4 * FRAME_MS / 1000)  # warm-up
-        clock.watch(engine)
-        begin = time.perf_counter()
-        heard = await _all_answered(engine, question, number, reply_s)
-        work_s = time.perf_counter() - begin
+    await _all_answered(engine, question, number, 4 * FRAME_MS / 1000)  # warm-up
+    clock.watch(engine)
+    begin = time.perf_counter()
+    heard = await _all_answered(engine, question, number, reply_s)
+    work_s = time.perf_counter() - begin
     done = [h.done for h in heard if h.done is not None]
     frames = max(sum(d.frames for d in done), 1)
     return _Together(
@@ -174,8 +171,9 @@ async def _together(
         work_s=work_s,
         frame_ms=sum(clock.steps_ms) / frames,
         step_parts_ms={
-            part: round(sum(getattr(d.timings, f"{part}_ms") for d in done) / frames, 3)
+            part: round(ms, 3)
             for part in FRAME_PARTS
+            if (ms := sum(getattr(d.timings, f"{part}_ms") for d in done) / frames)
         },
     )
 

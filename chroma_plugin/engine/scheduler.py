@@ -26,6 +26,9 @@ URGENT_S = BEAT_S
 STEPS_PER_PIECE = 4
 """However urgent the streams are, one piece of a prompt is read in so many steps."""
 
+PIECES_PER_START = 8
+"""Pieces of awaited prompts that are read before a reply that has its row makes its first frame."""
+
 
 @dataclass(slots=True)
 class Ticket:
@@ -122,6 +125,7 @@ class Scheduler:
     cancelled: int = 0
     expired: int = 0
     _steps_since_read: int = 0
+    _reads_in_a_row: int = 0
     _past_underruns: int = 0  # of the replies that have left their rows
 
     # -- the line ----------------------------------------------------------------------------
@@ -187,6 +191,11 @@ class Scheduler:
         if not self.acting:
             self.even = True
 
+    @property
+    def has_room(self) -> bool:
+        """A row is free."""
+        return len(self.speaking) < self.rows
+
     # -- the beat ----------------------------------------------------------------------------
 
     @property
@@ -206,29 +215,39 @@ class Scheduler:
             for slot in self.speaking.values():
                 slot.acts = slot.in_hand_s(now_s) < self.run_ahead_s
 
-    def next_move(self, now_s: float, *, unread: bool) -> Move:
+    def next_move(self, now_s: float, *, unread: bool, awaited: bool = False) -> Move:
         """What comes next.
 
         Args:
             now_s: the time.
             unread: somebody's prompt has not been read to its end.
+            awaited: the next of them is all that a reply waits for: it could have a row.
         """
         acting = self.acting
         if not acting:
             return Move.READ if unread else Move.REST
-        hurry = min(slot.in_hand_s(now_s) for slot in acting) < URGENT_S
-        if unread and (not hurry or self._steps_since_read >= STEPS_PER_PIECE):
+        begun = [slot.in_hand_s(now_s) for slot in acting if slot.first_out_s is not None]
+        if not unread:
+            return Move.STEP
+        if self._steps_since_read >= STEPS_PER_PIECE:
             return Move.READ
-        return Move.STEP
+        if min(begun, default=math.inf) < URGENT_S:
+            return Move.STEP
+        if len(begun) == len(acting):
+            return Move.READ
+        # replies that are asked for together begin together: all of them wait for their first audio
+        return Move.READ if awaited and self._reads_in_a_row < PIECES_PER_START else Move.STEP
 
     def stepped(self) -> None:
         """One frame was made for every row that acts."""
         self.even = not self.even
         self._steps_since_read += 1
+        self._reads_in_a_row = 0
 
     def has_read(self) -> None:
         """A piece of a prompt was read."""
         self._steps_since_read = 0
+        self._reads_in_a_row += 1
 
     def wakes_in_s(self, now_s: float) -> float | None:
         """How long all streams can rest; None if nobody speaks."""

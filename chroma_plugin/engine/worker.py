@@ -38,6 +38,7 @@ from chroma_plugin.errors import (
     EngineFailed,
 )
 from chroma_plugin.model.listener import Listener
+from chroma_plugin.model.quantize import count_weights
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Worker:
     def _set_threads(self) -> None:
         threads = self.config.num_threads
         if threads is None and self.parts.model.device.type == "cpu":
-            size = sum(p.numel() for p in self.parts.model.parameters())
+            size = count_weights(self.parts.model)
             threads = 1 if size < SMALL_PARAMETERS else None
         if threads is not None:
             torch.set_num_threads(threads)
@@ -188,7 +189,8 @@ class Worker:
             self.frames.begin(slot)
         self.scheduler.begin_beat(now)
         call = self._next_prompt()
-        move = self.scheduler.next_move(now, unread=call is not None)
+        awaited = call is not None and call.reply is not None and self.scheduler.has_room
+        move = self.scheduler.next_move(now, unread=call is not None, awaited=awaited)
         if move is Move.STEP:
             self.frames.step(now)
         elif call is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chroma_plugin.model.layers import Transformer, TransformerConfig
+from chroma_plugin.model.layers import Linear, Transformer, TransformerConfig
 
 
 class AudioEmbedding(nn.Module):
@@ -37,4 +37,4 @@ class Backbone(nn.Module):
         super().__init__()
         self.transformer = Transformer(config)
         self.audio_embedding = AudioEmbedding(codebooks, vocabulary, config.hidden_size)
-        self.codebook0_head = nn.Linear(config.hidden_size, vocabulary, bias=False)
+        self.codebook0_head = Linear(config.hidden_size, vocabulary, bias=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chroma_plugin.config import DepthPositions
 from chroma_plugin.model.backbone import AudioEmbedding
-from chroma_plugin.model.layers import KVCache, SharedStep, Transformer, TransformerConfig
+from chroma_plugin.model.layers import KVCache, Linear, SharedStep, Transformer, TransformerConfig
 
 Pick = Callable[[Tensor, int], Tensor]
 """Picks a code: logits `[B, V]` and its codebook to codes int64 `[B]`."""
@@ -41,7 +41,7 @@ class DepthDecoder(nn.Module):
         super().__init__()
         self.codebooks = codebooks
         self.audio_embedding = embedding
-        self.projection = nn.Linear(embedding_size, config.hidden_size, bias=False)
+        self.projection = Linear(embedding_size, config.hidden_size, bias=False)
         self.transformer = Transformer(config)
         self.heads = nn.Parameter(torch.empty(codebooks - 1, config.hidden_size, vocabulary))
 

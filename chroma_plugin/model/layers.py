@@ -158,6 +158,23 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """A linear layer that is quick for a few rows on a CPU, too.
+
+    For 2 to 128 rows the product is taken the other way round, weight times inputs: the threads of
+    the BLAS library (MKL) then share the weight's rows among them. The usual way it works with one
+    thread: with two threads and 8 rows it takes 1.4 to 2.9 times as long.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., inputs]` -> `[..., outputs]`."""
+        rows = x.numel() // self.in_features
+        if x.device.type != "cpu" or x.dtype is not torch.float32 or not 2 <= rows <= 128:
+            return super().forward(x)
+        y = (self.weight @ x.reshape(rows, -1).t()).t().contiguous()
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
     """Grouped-query attention over a cache; queries, keys and values in one projection."""
 
@@ -165,8 +182,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         wide = (config.heads + 2 * config.kv_heads) * config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, wide, bias=config.qkv_bias)
-        self.out = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, wide, bias=config.qkv_bias)
+        self.out = Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
         b, t, _ = x.shape
@@ -185,8 +202,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

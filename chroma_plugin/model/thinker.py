@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chroma_plugin.model.layers import Transformer, TransformerConfig
+from chroma_plugin.model.layers import Linear, Transformer, TransformerConfig
 
 BLOCK_FRAMES = 200
 """Mel frames that the audio tower looks at together: 2 s, 50 positions."""
@@ -128,6 +128,6 @@ class Thinker(nn.Module):
         self.audio_tower = AudioTower(audio)
         self.embedding = nn.Embedding(vocabulary, text.hidden_size)
         self.transformer = Transformer(text)
-        self.lm_head = nn.Linear(text.hidden_size, vocabulary, bias=False)
+        self.lm_head = Linear(text.hidden_size, vocabulary, bias=False)
         if tied:
             self.lm_head.weight = self.embedding.weight

@@ -1,6 +1,7 @@
 """Makes chroma-tiny: Chroma's architecture in the released layout, small enough to ship.
 
-Its weights are random: it exercises every part of the machinery and speaks noise. Tokenizer, chat
+`make_tiny` gives the files and the model of a set of sizes. Its weights are random: it exercises
+every part of the machinery and speaks noise, until the trainers have been at it. Tokenizer, chat
 template and feature settings are real files, read as those of the released model are.
 
 Run::
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import nn
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
+from chroma_plugin.errors import ConfigError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import CODEBOOKS, ChromaConfig
 from chroma_plugin.model.layers import Rope
 from chroma_plugin.model.weights import released_layout
 
-VOCABULARY = 640
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -37,8 +40,10 @@ SPECIAL = [
     "<|text_start|>",
     "<|text_end|>",
 ]
-CODEBOOK_SIZE = 256
 SPECIAL_CODES = 3
+MEL_BINS = 128
+INPUT_SIZE = 0.3
+"""RMS of what goes into a stack that is about to be trained."""
 LEVEL = 0.05
 """RMS of the noise that the random codec speaks: about -26 dBFS."""
 
@@ -79,18 +84,112 @@ system user assistant
 """
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 640 entries with Chroma's special tokens, in the released file format."""
+@dataclass(frozen=True, slots=True)
+class StackSizes:
+    """Sizes of one transformer, named as in `config.json`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def section(self) -> dict[str, int]:
+        """The fields of `config.json`."""
+        return asdict(self) | {"head_dim": self.head_dim}
+
+
+@dataclass(frozen=True, slots=True)
+class TinySizes:
+    """What may differ between one small Chroma and another; thinker and backbone are of one width.
+
+    Attributes:
+        vocabulary: entries of the tokenizer, special ones included.
+        text, audio, backbone, depth: the transformers; of `audio` the key/value heads do not count.
+        codec: the two transformers of the codec, likewise; `num_filters` are its convolutions'.
+        codebook_size, codebook_dim: entries of a codebook, and their width.
+        window: positions of 25 Hz that the codec's transformers look back.
+    """
+
+    vocabulary: int
+    text: StackSizes
+    audio: StackSizes
+    backbone: StackSizes
+    depth: StackSizes
+    codec: StackSizes
+    num_filters: int
+    codebook_size: int
+    codebook_dim: int
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.text.hidden_size != self.backbone.hidden_size:
+            raise ConfigError(
+                f"TinySizes: text is {self.text.hidden_size} wide and backbone "
+                f"{self.backbone.hidden_size}; they must be equal."
+            )
+        for field in fields(self):
+            stack = getattr(self, field.name)
+            if isinstance(stack, StackSizes) and stack.hidden_size % stack.num_attention_heads:
+                raise ConfigError(
+                    f"TinySizes.{field.name}: hidden_size {stack.hidden_size} must be a multiple "
+                    f"of num_attention_heads, {stack.num_attention_heads}."
+                )
+
+
+PACKAGED = TinySizes(
+    vocabulary=640,
+    text=StackSizes(96, 256, 2, 4, 2),
+    audio=StackSizes(64, 192, 2, 4, 4),
+    backbone=StackSizes(96, 256, 3, 4, 2),
+    depth=StackSizes(64, 128, 2, 4, 2),
+    codec=StackSizes(64, 128, 2, 4, 4),
+    num_filters=8,
+    codebook_size=256,
+    codebook_dim=32,
+    window=250,
+)
+"""The checkpoint of random weights inside the package."""
+
+TRAINABLE = TinySizes(
+    vocabulary=1000,
+    text=StackSizes(192, 512, 3, 6, 3),
+    audio=StackSizes(160, 640, 3, 4, 4),
+    backbone=StackSizes(192, 512, 5, 6, 3),
+    depth=StackSizes(128, 384, 2, 4, 2),
+    codec=StackSizes(128, 256, 2, 4, 4),
+    num_filters=16,
+    codebook_size=512,
+    codebook_dim=64,
+    window=50,
+)
+"""Large enough to learn to listen and to speak in a small domain; 18 MB with a codec in float16, 24 MB in float32."""
+
+
+def make_tokenizer(
+    texts: Iterable[str] = TEXT.strip().splitlines(), vocabulary: int = PACKAGED.vocabulary
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Chroma's special tokens, in the released file format.
+
+    Args:
+        texts: what its merges are learnt from.
+        vocabulary: how many entries it has; where the texts give fewer, unused ones fill it.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
+        vocab_size=vocabulary - len(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT.strip().splitlines(), trainer)
-    free = VOCABULARY - len(SPECIAL) - tokenizer.get_vocab_size()
+    tokenizer.train_from_iterator(texts, trainer)
+    free = vocabulary - len(SPECIAL) - tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"<|unused_{i}|>" for i in range(free)])  # so that ids are where they are
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     fast = PreTrainedTokenizerFast(
@@ -100,16 +199,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def make_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes = PACKAGED) -> dict[str, Any]:
     """config.json with the released keys, small sizes, and a word on its weights."""
     token = {name: tokenizer.get_vocab()[name] for name in SPECIAL}
+    audio, codec = sizes.audio, sizes.codec
+    turns = sizes.text.head_dim // 2  # of rotary positions: 16, 24, 24 of 64 in the released one
+    time = turns // 4
+    space = (turns - time) // 2
     llama = {
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "audio_num_codebooks": CODEBOOKS,
-        "vocab_size": CODEBOOK_SIZE + SPECIAL_CODES,
+        "vocab_size": sizes.codebook_size + SPECIAL_CODES,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
     }
     return {
@@ -117,7 +218,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "chroma_plugin_weights": "random",
         "audio_num_codebooks": CODEBOOKS,
         "audio_frame_freq": 1920,
-        "codebook_pad_token_id": CODEBOOK_SIZE + SPECIAL_CODES - 1,
+        "codebook_pad_token_id": sizes.codebook_size + SPECIAL_CODES - 1,
         "codebook_eos_token_id": 0,
         "text_start_token_id": token["<|text_start|>"],
         "text_end_token_id": token["<|text_end|>"],
@@ -129,57 +230,47 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
             "audio_end_token_id": token["<|audio_eos|>"],
             "tie_word_embeddings": False,
             "audio_config": {
-                "num_mel_bins": 128,
-                "d_model": 64,
-                "encoder_layers": 2,
-                "encoder_attention_heads": 4,
-                "encoder_ffn_dim": 192,
+                "num_mel_bins": MEL_BINS,
+                "d_model": audio.hidden_size,
+                "encoder_layers": audio.num_hidden_layers,
+                "encoder_attention_heads": audio.num_attention_heads,
+                "encoder_ffn_dim": audio.intermediate_size,
                 "activation_function": "gelu",
                 "max_source_positions": 1500,
                 "n_window": 100,
-                "output_dim": 96,
+                "output_dim": sizes.text.hidden_size,
             },
-            "text_config": {
-                "vocab_size": VOCABULARY,
-                "hidden_size": 96,
-                "intermediate_size": 256,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
+            "text_config": {"vocab_size": sizes.vocabulary}
+            | asdict(sizes.text)
+            | {
                 "hidden_act": "silu",
                 "rms_norm_eps": 1e-6,
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 1000000.0,
-                    "mrope_section": [4, 4, 4],
+                    "mrope_section": [turns - 2 * space, space, space],
                 },
             },
         },
         "backbone_config": llama
+        | sizes.backbone.section
         | {
             "model_type": "chroma_backbone",
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "head_dim": 24,
             "max_position_embeddings": 2048,
         },
         "decoder_config": llama
+        | sizes.depth.section
         | {
             "model_type": "chroma_decoder",
-            "audio_embedding_dim": 96,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "head_dim": 16,
+            "audio_embedding_dim": sizes.backbone.hidden_size,
             "max_position_embeddings": 33,
         },
         "codec_config": {
             "model_type": "mimi",
             "sampling_rate": 24000,
             "audio_channels": 1,
-            "hidden_size": 64,
-            "num_filters": 8,
+            "hidden_size": codec.hidden_size,
+            "num_filters": sizes.num_filters,
             "num_residual_layers": 1,
             "upsampling_ratios": [8, 6, 5, 4],
             "kernel_size": 7,
@@ -190,22 +281,22 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
             "pad_mode": "constant",
             "compress": 2,
             "trim_right_ratio": 1.0,
-            "codebook_size": CODEBOOK_SIZE,
-            "codebook_dim": 32,
-            "vector_quantization_hidden_dimension": 32,
+            "codebook_size": sizes.codebook_size,
+            "codebook_dim": sizes.codebook_dim,
+            "vector_quantization_hidden_dimension": sizes.codebook_dim,
             "num_quantizers": CODEBOOKS,
             "num_semantic_quantizers": 1,
             "use_conv_shortcut": False,
-            "upsample_groups": 64,
-            "num_hidden_layers": 2,
-            "intermediate_size": 128,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": 16,
+            "upsample_groups": codec.hidden_size,
+            "num_hidden_layers": codec.num_hidden_layers,
+            "intermediate_size": codec.intermediate_size,
+            "num_attention_heads": codec.num_attention_heads,
+            "num_key_value_heads": codec.num_attention_heads,
+            "head_dim": codec.head_dim,
             "hidden_act": "gelu",
             "max_position_embeddings": 8000,
             "norm_eps": 1e-5,
-            "sliding_window": 250,
+            "sliding_window": sizes.window,
             "layer_scale_initial_scale": 0.01,
             "attention_bias": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
@@ -232,34 +323,85 @@ def make_model(config: dict[str, Any], seed: int = 0) -> ChromaModel:
             module.reset()
     model.codec.finalize()
     model.eval().requires_grad_(False)
-    codes = torch.randint(CODEBOOK_SIZE, (1, CODEBOOKS, 50))
+    codes = torch.randint(model.config.codebook_size, (1, CODEBOOKS, 50))
     last = dict(model.codec.named_parameters())["decoder.layers.14.conv.weight"]
     last.mul_(LEVEL / model.codec.decode(codes).std())
     return model
 
 
-def save_checkpoint(model: ChromaModel, folder: Path, dtype: torch.dtype) -> None:
-    """Writes model.safetensors under the released names."""
+@torch.no_grad()
+def ready_to_learn(model: ChromaModel) -> ChromaModel:
+    """Random weights at scales that training starts well from, all of them trainable.
+
+    Inputs of a stack are of one size, whatever they stand for, and what a block adds is small.
+    """
+    thinker, backbone = model.thinker, model.backbone
+    for stack in (thinker.transformer, backbone.transformer, model.depth.transformer):
+        for name, weight in stack.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                weight.mul_((2 * stack.config.layers) ** -0.5)
+    for name, weight in thinker.audio_tower.named_parameters():
+        if name.endswith(("out_proj.weight", "fc2.weight")):
+            weight.mul_((2 * thinker.audio_tower.config.layers) ** -0.5)
+    nn.init.normal_(thinker.embedding.weight, std=INPUT_SIZE)
+    thinker.audio_tower.proj.weight.mul_(INPUT_SIZE)
+    nn.init.normal_(backbone.audio_embedding.table.weight, std=INPUT_SIZE * CODEBOOKS**-0.5)
+    return model.requires_grad_(True).train()
+
+
+def save_checkpoint(
+    model: ChromaModel,
+    folder: Path,
+    dtype: torch.dtype,
+    codec_dtype: torch.dtype | None = None,
+) -> None:
+    """Writes model.safetensors under the released names.
+
+    Args:
+        model: whose weights.
+        folder: where; it must exist.
+        dtype: how they are stored.
+        codec_dtype: how those of the codec are; as the others if None.
+    """
     tensors = {}
     for key, place in released_layout(model).items():
         value = place.tensor.detach()
         if place.first_row is not None:
             value = value[place.first_row : place.first_row + place.rows]
-        tensors[key] = value.to(dtype).contiguous().clone()
+        kind = codec_dtype if codec_dtype and key.startswith("codec_model.") else dtype
+        tensors[key] = value.to(kind).contiguous().clone()
     path = folder / "model.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)
 
 
-def main(folder: Path) -> None:
-    """Writes the whole checkpoint."""
+def make_tiny(
+    folder: Path, sizes: TinySizes = PACKAGED, texts: Iterable[str] | None = None, seed: int = 0
+) -> ChromaModel:
+    """Writes every file of a small checkpoint but its weights, and makes the model.
+
+    Args:
+        folder: where; made if missing.
+        sizes: of the model and its tokenizer.
+        texts: what the tokenizer learns its entries from; None: a few everyday sentences.
+        seed: of the weights, which are random.
+
+    Raises:
+        CheckpointError: the sizes do not fit each other.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(TEXT.strip().splitlines() if texts is None else texts,
+                               sizes.vocabulary)  # fmt: skip
     tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)
-    config = make_config(tokenizer)
+    WhisperFeatureExtractor(feature_size=MEL_BINS).save_pretrained(folder)
+    config = make_config(tokenizer, sizes)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    save_checkpoint(make_model(config), folder, torch.bfloat16)
+    return make_model(config, seed)
+
+
+def main(folder: Path) -> None:
+    """Writes the checkpoint of random weights that is inside the package."""
+    save_checkpoint(make_tiny(folder), folder, torch.bfloat16)
     total = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{folder}: {total / 1e6:.1f} MB, random weights")
 

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from chroma_plugin.engine.scheduler import (
     FRAME_S,
+    PIECES_PER_START,
     STEPS_PER_PIECE,
     Move,
     Scheduler,
@@ -192,6 +193,23 @@ def test_prompts_wait_for_a_stream_that_runs_dry_but_not_for_ever() -> None:
     assert scheduler.next_move(2.0, unread=True) is Move.READ
     scheduler.has_read()
     assert scheduler.next_move(2.0, unread=True) is Move.STEP
+
+
+def test_replies_that_are_asked_for_together_begin_together() -> None:
+    """Nobody who has begun runs dry for it, and whoever has a row does not wait for ever."""
+    scheduler = Scheduler(rows=8)
+    speaking(scheduler, "a")
+    assert scheduler.has_room
+    for _ in range(PIECES_PER_START):
+        assert scheduler.next_move(0.0, unread=True, awaited=True) is Move.READ
+        assert scheduler.next_move(0.0, unread=True) is Move.STEP  # a listener's prompt can wait
+        scheduler.has_read()
+    assert scheduler.next_move(0.0, unread=True, awaited=True) is Move.STEP
+    scheduler.stepped()
+    scheduler.stepped()
+    (a,) = scheduler.acting
+    a.sent(0.08, now_s=0.0)
+    assert scheduler.next_move(0.0, unread=True, awaited=True) is Move.STEP
 
 
 @given(

@@ -439,14 +439,20 @@ async def test_a_given_context_is_the_beginning_of_the_conversation(engine: Fake
 async def test_settings_reach_the_session(engine: FakeEngine) -> None:
     voice = Voice.from_samples(Voice.default().samples, 24_000, Voice.default().transcript, "mine")
     settings = ChromaRealtimeLLMService.Settings(
-        system_instruction="Be kind.", temperature=0.5, top_k=7, top_p=0.9, seed=3, max_reply_s=0.8
+        system_instruction="Be kind.",
+        temperature=0.5,
+        top_k=7,
+        top_p=0.9,
+        seed=3,
+        repetition_penalty=1.2,
+        max_reply_s=0.8,
     )
     async with conversation(engine, voice=voice, settings=settings) as call:
         await call.send(LLMRunFrame())
         await call.replies(1)
         [request] = requests(call)
         assert request.voice is voice
-        assert request.sampling == SamplingParams(0.5, 7, 0.9, 3)
+        assert request.sampling == SamplingParams(0.5, 7, 0.9, 3, 1.2)
         assert request.max_reply_s == 0.8
         session = call.chroma._session
         assert session is not None and session.instructions == "Be kind."
@@ -482,6 +488,7 @@ async def test_refused_settings_are_named(engine: FakeEngine) -> None:
         told = [line for line in lines if "settings" in line]
         assert len(told) == 2
         assert "max_tokens, speed" in told[0] and "temperature" in told[1]
+        assert "those that can: repetition_penalty, seed, system_instruction" in told[0]
         assert requests(call)[0].sampling == SamplingParams(temperature=0.5)
 
 
@@ -489,6 +496,12 @@ def test_unsupported_settings_are_an_error_at_the_start() -> None:
     for settings, name in (
         (ChromaRealtimeLLMService.Settings(frequency_penalty=1.0), "frequency_penalty"),
         (ChromaRealtimeLLMService.Settings(temperature=-1.0), "temperature"),
+        (ChromaRealtimeLLMService.Settings(temperature="hot"), "temperature is .hot."),
+        (ChromaRealtimeLLMService.Settings(repetition_penalty=0.5), "repetition_penalty"),
+        (
+            ChromaRealtimeLLMService.Settings.from_mapping({"min_p": 0.1}),
+            "min_p. Those that are: max_reply_s, model, repetition_penalty",
+        ),
         (ChromaRealtimeLLMService.Settings(voice="alloy"), "voice"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=name):

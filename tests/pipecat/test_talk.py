@@ -107,7 +107,7 @@ async def test_a_pause_does_not_end_a_question(engine: FakeEngine) -> None:
 
 
 async def test_settings_reach_the_engine(engine: FakeEngine) -> None:
-    sampling = SamplingParams(temperature=0.0, seed=5)
+    sampling = SamplingParams(0.0, 7, 0.9, 5, 1.2)
     report = await talk(
         engine, [CAPITAL], instructions="Sing.", sampling=sampling, max_reply_s=0.8, fast=True
     )
