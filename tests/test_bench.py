@@ -259,6 +259,7 @@ def test_load_of_conversations_that_go_on() -> None:
     assert found["step_ms"]["p99"] > 0
     assert {"underruns", "underrun_total_ms", "underrun_longest_ms", "holds"} <= found.keys()
     assert 1 <= found["speaking_at_once"] <= 2
+    assert found["plain_rtf"] > 0 and found["frames_ratio_plain_to_engine"] > 0
 
 
 def test_load_at_a_rate() -> None:

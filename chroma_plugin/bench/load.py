@@ -16,7 +16,8 @@ from typing import Any
 
 from chroma_plugin.audio import FRAME_MS, INPUT_RATE_HZ, Samples
 from chroma_plugin.bench.hearing import Heard, StepClock, firsts, hear, open_to, speak, speech
-from chroma_plugin.bench.report import Curve, Panel, Report, memory, percentile, rounded, spread
+from chroma_plugin.bench.plain import PlainLoop, PlainRun
+from chroma_plugin.bench.report import Curve, Panel, Report, memory, percentile, ratio, rounded, spread
 from chroma_plugin.bench.sizes import Setup
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.engine.engine import Engine
@@ -59,6 +60,7 @@ class Tally:
         held: conversations that went on to the end without an error or a gap.
         speaking: the most replies that spoke at once.
         clock: every step.
+        plain: a reply of the plain loop, if it was run beside, and what a further frame of it costs.
     """
 
     replies: list[Heard] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Tally:
     held: int = 0
     speaking: int = 0
     clock: StepClock = field(default_factory=StepClock)
+    plain: tuple[PlainRun, float] | None = None
 
     @property
     def underruns_s(self) -> list[float]:
@@ -113,6 +116,18 @@ class Tally:
             "underrun_longest_ms": rounded(max(gaps, default=0.0) * 1000),
             "errors": sum(self.errors.values()),
             "errors_by_class": self.errors,
+        } | self._beside()
+
+    def _beside(self) -> dict[str, Any]:
+        """The plain loop's figures, and how much longer it would take for the same frames."""
+        if self.plain is None:
+            return {}
+        run, frame_ms = self.plain
+        frames = sum(h.playback.played_s for h in self.replies) * 1000 / FRAME_MS
+        return {
+            "plain_rtf": rounded(run.rtf),
+            "plain_frame_ms": rounded(frame_ms),
+            "frames_ratio_plain_to_engine": ratio(frame_ms * frames, sum(self.clock.steps_ms)),
         }
 
 
@@ -123,7 +138,7 @@ def measure_load(setup: Setup, plan: LoadPlan) -> Report:
         ChromaError: the weights cannot be had, or the engine died.
     """
     parts = setup.load(plan.conversations)
-    tally = asyncio.run(run_load(setup, parts, plan))
+    tally = asyncio.run(run_load(setup, parts, plan, plain=True))
     held = memory(parts.model.device)
     report = Report("load", setup.facts(parts), asdict(plan), tally.figures(), held)
     report.figures["holds"] = tally.holds()
@@ -135,8 +150,8 @@ def measure_load(setup: Setup, plan: LoadPlan) -> Report:
     return report
 
 
-async def run_load(setup: Setup, parts: Parts, plan: LoadPlan) -> Tally:
-    """One engine under the planned load."""
+async def run_load(setup: Setup, parts: Parts, plan: LoadPlan, *, plain: bool = False) -> Tally:
+    """One engine under the planned load; after it the plain loop on the same thread."""
     tally, dice = Tally(), random.Random(setup.seed)
     longest = speech(plan.speech_s[1])
     config = setup.engine_config(plan.conversations)
@@ -144,6 +159,10 @@ async def run_load(setup: Setup, parts: Parts, plan: LoadPlan) -> Tally:
         until_s = time.perf_counter() + plan.seconds
         kind = _Always if plan.rate is None else _Arriving
         await kind(engine, plan, longest, tally, until_s).run(dice)
+        if plain:
+            loop = PlainLoop(parts, longest)
+            (run,) = await loop.runs(engine, round(plan.reply_s * 1000 / FRAME_MS))
+            tally.plain = run, await loop.frame_ms(engine, run)
     return tally
 
 

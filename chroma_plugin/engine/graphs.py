@@ -38,7 +38,7 @@ class DeviceMode:
     record: Record | None = None
     few_shapes: bool = False
     lag: int = 0
-    codec_frames: int = 4
+    codec_frames: int = 8
 
     @classmethod
     def of(cls, device: torch.device, *, graphs: bool = True) -> DeviceMode:

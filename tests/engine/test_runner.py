@@ -167,6 +167,7 @@ def test_no_step_reads_from_the_device(runner: Runner, voice: ReadyVoice) -> Non
         runner.make_frame(2, 512, False, runner.mode.codec_frames - 1)
         runner.decode(2, runner.mode.codec_frames)
         runner.read(PIECE_POSITIONS, 256)
+        runner.tower.hear()
     with pytest.raises(AssertionError, match="reads back"), NoHostReads():
         int(codes[0, 0])
 
