@@ -17,7 +17,16 @@ from typing import Any
 from chroma_plugin.audio import FRAME_MS, INPUT_RATE_HZ, Samples
 from chroma_plugin.bench.hearing import Heard, StepClock, firsts, hear, open_to, speak, speech
 from chroma_plugin.bench.plain import PlainLoop, PlainRun
-from chroma_plugin.bench.report import Curve, Panel, Report, memory, percentile, ratio, rounded, spread
+from chroma_plugin.bench.report import (
+    Curve,
+    Panel,
+    Report,
+    memory,
+    percentile,
+    ratio,
+    rounded,
+    spread,
+)
 from chroma_plugin.bench.sizes import Setup
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.engine.engine import Engine
@@ -60,7 +69,7 @@ class Tally:
         held: conversations that went on to the end without an error or a gap.
         speaking: the most replies that spoke at once.
         clock: every step.
-        plain: a reply of the plain loop, if it was run beside, and what a further frame of it costs.
+        plain: a reply of the plain loop, if one was made beside, and the cost of a further frame.
     """
 
     replies: list[Heard] = field(default_factory=list)

@@ -73,12 +73,12 @@ class Log:
             return False
         rows = -(-len(curves) // 4)
         figure = Figure(figsize=(14.0, 2.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, 4, squeeze=False).flat
+        axes = list(figure.subplots(rows, 4, squeeze=False).flat)
         for axis, (name, (steps, values)) in zip(axes, curves.items(), strict=False):
             axis.plot(steps, values, marker="." if name.startswith("eval") else None)
             axis.set_title(name, fontsize=9)
             axis.tick_params(labelsize=7)
-        for axis in list(axes)[len(curves) :]:
+        for axis in axes[len(curves) :]:
             axis.set_axis_off()
         figure.savefig(self.path.with_suffix(".png"), dpi=90)
         return True
