@@ -168,7 +168,8 @@ TRAINABLE = TinySizes(
     codebook_dim=64,
     window=50,
 )
-"""Large enough to learn to listen and to speak in a small domain; 18 MB with a codec in float16, 24 MB in float32."""
+"""Large enough to learn to listen and to speak in a small domain; 18 MB with a codec in float16,
+24 MB in float32."""
 
 
 def make_tokenizer(

@@ -1,0 +1,55 @@
+"""``chroma-plugin train``: parse, then import what is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Option(help="The recipe, a TOML file; without it the packaged one.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Of the recipe; the packaged one has reduced, ci and gpu.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where all of it goes.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be given several times.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a step takes at the released sizes.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON on stdout, all else on stderr.")
+    ] = False,
+) -> None:
+    """Train chroma-tiny, or the speech of another checkpoint, from data to a checkpoint folder."""
+    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+    if dry_run:
+        from chroma_plugin.training.dry_run import released_config, table
+
+        out.print(table(released_config()))
+        return
+    from chroma_plugin.training.recipe import PACKAGED_RECIPE, changed, read_recipe
+
+    recipe = changed(read_recipe(config or PACKAGED_RECIPE, profile), folder, stage)
+    from chroma_plugin.training.stages import train_recipe
+
+    result = train_recipe(recipe, out.print)
+    if as_json:
+        figures = {name: dict(row) for name, row in result.figures.items()}
+        print(
+            json.dumps(
+                {"folder": str(result.folder), "stopped": result.stopped, "figures": figures}
+            )
+        )
+    if result.stopped:
+        raise typer.Exit(130)

@@ -1,0 +1,84 @@
+"""Small checkpoints: the packaged one made anew, and those of other sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chroma_plugin.config import DEFAULT_MODEL
+from chroma_plugin.errors import ConfigError
+from chroma_plugin.model.codec import CodecConfig
+from chroma_plugin.model.prompt import ChatPrompt
+from chroma_plugin.model.weights import check_checkpoint, find_checkpoint, load_checkpoint
+from chroma_plugin.training.codec import small_config
+from chroma_plugin.training.dry_run import RELEASED
+from chroma_plugin.training.tiny import (
+    PACKAGED,
+    TRAINABLE,
+    StackSizes,
+    make_config,
+    make_tiny,
+    make_tokenizer,
+    ready_to_learn,
+    save_checkpoint,
+)
+
+
+def test_the_packaged_checkpoint_is_made_anew(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path)
+    save_checkpoint(model, tmp_path, torch.bfloat16)
+    packaged = find_checkpoint(DEFAULT_MODEL)
+    for file in tmp_path.iterdir():
+        if file.name == "config.json":
+            assert json.loads(file.read_bytes()) == json.loads((packaged / file.name).read_bytes())
+        else:
+            assert file.read_bytes() == (packaged / file.name).read_bytes(), file.name
+
+
+def test_a_trainable_one_is_small_enough_to_ship(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path, TRAINABLE, ["What is it?", "It is noon."])
+    save_checkpoint(model, tmp_path, torch.bfloat16, torch.float32)
+    report = check_checkpoint(tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 25e6
+    assert report.config.text.hidden_size == report.config.backbone.hidden_size == 192
+    assert model.codec.config == small_config()
+    loaded = load_checkpoint(tmp_path)
+    for name, tensor in model.codec.state_dict().items():
+        assert torch.equal(loaded.codec.state_dict()[name], tensor), name
+
+
+def test_a_tokenizer_learns_its_texts() -> None:
+    few = make_tokenizer(["noon and midnight"] * 50, 400)
+    assert len(few) == 400
+    assert few.tokenize("noon and midnight") == ["noon", "\u0120and", "\u0120midnight"]
+
+
+def test_released_sizes_have_the_released_layout() -> None:
+    raw = make_config(make_tokenizer(), RELEASED)
+    text = raw["thinker_config"]["text_config"]
+    assert text["rope_parameters"]["mrope_section"] == [16, 24, 24]
+    assert raw["backbone_config"]["vocab_size"] == 2051
+    assert replace(CodecConfig.from_dict(raw["codec_config"]), num_quantizers=32) == CodecConfig()
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="they must be equal"):
+        replace(PACKAGED, backbone=StackSizes(64, 128, 1, 4, 2))
+    with pytest.raises(ConfigError, match=r"depth: hidden_size 64 must be a multiple .* 5"):
+        replace(PACKAGED, depth=StackSizes(64, 128, 1, 5, 5))
+
+
+def test_ready_to_learn_is_the_chat_model_with_gentle_weights(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path)
+    loud = model.backbone.transformer.blocks[0].attention.out.weight.std()
+    ready = ready_to_learn(model)
+    assert ready is model and ready.training
+    assert all(p.requires_grad for p in model.parameters())
+    gentle = float(model.backbone.transformer.blocks[0].attention.out.weight.detach().std())
+    assert gentle == pytest.approx(float(loud) * 6**-0.5, rel=1e-4)
+    assert float(model.thinker.embedding.weight.detach().std()) == pytest.approx(0.3, rel=0.05)
+    ChatPrompt.from_checkpoint(tmp_path, model.config.audio_token)
