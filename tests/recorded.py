@@ -4,10 +4,14 @@ exactly these on exactly that memory.
 What a graph cannot see, this cannot see either: a number that the host has changed since, a buffer
 that was made anew, a branch that would go the other way. So a step that is right when it is
 replayed here keeps its state in static buffers.
+
+Captured graphs share their scratch memory, and what one returns lies there: here every replay
+spoils what the others have returned.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -43,14 +47,27 @@ class _Recorder(TorchDispatchMode):
         return made  # a view needs no repeating: it looks at the same memory
 
 
+_returned: list[weakref.ref[Tensor]] = []
+
+
+def _spoil(but: object) -> None:
+    _returned[:] = [ref for ref in _returned if ref() is not None]
+    for ref in _returned:
+        if (tensor := ref()) is not None and tensor is not but:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+
+
 def record(call: Replay) -> Replay:
     """As `cuda_recorder` does: a call that repeats what this one did, and returns its memory."""
     recorder = _Recorder()
     with recorder:
         result = call()
+    if isinstance(result, Tensor):
+        _returned.append(weakref.ref(result))
 
     def replay() -> Any:
         with torch.inference_mode():
+            _spoil(but=result)
             for operation in recorder.operations:
                 operation()
         return result

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +84,13 @@ class Graphs:
             log.warning(
                 "No CUDA graphs: capturing %s%s failed (%s). The engine goes on without them and "
                 "is several times slower; EngineConfig(cuda_graphs=False) silences this.",
-                step.__name__, shape, error,
+                step.__name__, shape, error, exc_info=True,  # its end often hides what began it
             )  # fmt: skip
             self._record = None
             self._replays.clear()
 
     def run(self, step: Callable[..., Any], *shape: int | bool) -> Any:
-        """Runs a step. What a captured one returns is overwritten by its next run."""
+        """Runs a step. What a captured one returns is overwritten by the next run of any step."""
         replay = self._replays.get((step.__name__, *shape))
         if replay is not None:
             return replay()
@@ -98,12 +99,17 @@ class Graphs:
 
 
 def cuda_recorder() -> Record:
-    """Captures CUDA graphs that share their scratch memory: they never run at the same time."""
+    """Captures CUDA graphs that share their scratch memory: they never run at the same time.
+
+    What one returns lies in that memory, too, and lasts until any of them is replayed.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def record(call: Replay) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
+        stream = torch.cuda.current_stream()
+        # what other threads of the process do on the device meanwhile is no business of a capture
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             result = call()
 
         def replay() -> Any:
@@ -123,7 +129,9 @@ def own_stream(device: torch.device) -> Iterator[None]:
         return
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # the weights are there
-    with torch.cuda.device(device), torch.cuda.stream(stream):
+    # cuDNN's attention refuses some of the shapes that it claims
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.cuda.device(device), torch.cuda.stream(stream), sdpa_kernel(backends):
         yield
         stream.synchronize()
 

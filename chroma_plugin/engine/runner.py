@@ -210,12 +210,13 @@ class Runner:
         self.backbone_cache.copy_prefix(voice.prefix, 0, row, length)
         self.decode_state.reset(row)
         self._active = []
-        rows.active[row] = rows.texting[row] = rows.fresh[row] = True
+        for flags in (rows.active, rows.texting, rows.fresh):
+            flags[row].fill_(True)  # `flags[row] = True` would wait for the step that is under way
         rows.hidden[row] = hidden
-        rows.position[row] = length
-        rows.thinker_row[row] = thinker_row
-        rows.thinker_position[row] = thinker_position
-        rows.said_next[row] = -1 if say is None else 0
+        rows.position[row].fill_(length)
+        rows.thinker_row[row].fill_(thinker_row)
+        rows.thinker_position[row].fill_(thinker_position)
+        rows.said_next[row].fill_(-1 if say is None else 0)
         if say is not None:
             ids = torch.tensor([*say, self.model.config.im_end])
             rows.said[row, : len(ids)] = ids.to(rows.said.device)
@@ -226,7 +227,7 @@ class Runner:
     def stop(self, row: int) -> None:
         """Takes a reply off its row."""
         self._active, self._draws[row] = [], self.mode.few_shapes
-        self.rows.active[row] = False
+        self.rows.active[row].fill_(False)
 
     @torch.inference_mode()
     def set_active(self, rows: list[int]) -> None:
@@ -290,11 +291,10 @@ class Runner:
         else:
             with clock.part("frame"):
                 codes = run(self.make_frame, batch, span, think, waiting)
+        codes = self._to_host(codes)  # at once: the codec's graph may write on the same scratch
         self.undecoded += 1
         audio = self.decode_rest(batch, clock) if decode else None
-        result = StepResult(
-            self._to_host(codes), self._to_host(self.rows.token[:batch]), audio, clock
-        )
+        result = StepResult(codes, self._to_host(self.rows.token[:batch]), audio, clock)
         if self._cuda:
             result._arrived = torch.cuda.Event()
             result._arrived.record()

@@ -231,7 +231,7 @@ class Step:
 
     cos: Tensor  # [B, 1, T, D]
     sin: Tensor
-    mask: Tensor  # bool [B, 1, group * T, span]: for each query head of a group in turn
+    mask: Tensor  # [B, 1, group * T, span], added to scores: for each query head of a group in turn
     span: int
     cache: KVCache
 
@@ -276,6 +276,11 @@ class SharedStep(Step):
         return keys, values
 
 
+def _bias(seen: Tensor, like: Tensor) -> Tensor:
+    """0 where `seen`, -inf elsewhere: made once, where attention would make it in every layer."""
+    return like.new_zeros(()).where(seen, -torch.inf)
+
+
 class Transformer(nn.Module):
     """The stack with its final norm."""
 
@@ -318,7 +323,7 @@ class Transformer(nn.Module):
         step = RowStep(
             cos=cos.to(x.dtype),
             sin=sin.to(x.dtype),
-            mask=(keys <= positions[:, None, :, None]).repeat(1, 1, self.group, 1),
+            mask=_bias(keys <= positions[:, None, :, None], x).repeat(1, 1, self.group, 1),
             span=span,
             cache=cache,
             positions=positions,
@@ -339,7 +344,7 @@ class Transformer(nn.Module):
         positions = torch.arange(first, last, device=cache.k.device)
         cos, sin = self.rope((positions - shift).clamp(min=0)[None])
         keys = torch.arange(last, device=cache.k.device)
-        mask = (keys <= positions[:, None]).repeat(self.group, 1)[None, None]
+        mask = _bias(keys <= positions[:, None], cache.k).repeat(self.group, 1)[None, None]
         return SharedStep(cos.to(cache.k.dtype), sin.to(cache.k.dtype), mask, last, cache)
 
     def run(self, x: Tensor, step: Step) -> Tensor:

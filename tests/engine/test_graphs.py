@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from chroma_plugin.config import EngineConfig
 from chroma_plugin.engine.clock import PartClock
-from chroma_plugin.engine.graphs import DeviceMode, Graphs, Ladder, own_stream
+from chroma_plugin.engine.graphs import DeviceMode, Graphs, Ladder, cuda_recorder, own_stream
 from chroma_plugin.engine.parts import load_parts
 from chroma_plugin.engine.runner import Runner
 from tests.recorded import GPU_LIKE, record
@@ -41,6 +42,41 @@ def test_a_captured_step_is_replayed_on_its_own_memory() -> None:
         assert graphs.run(counter.add, 2).tolist() == [expected] * 2
     assert counter.calls == 2 and counter.total.tolist() == [2, 2, 0, 0]
     assert (len(graphs), graphs.uncaptured) == (1, 0)
+
+
+def test_a_replay_spoils_what_another_has_returned() -> None:
+    """As on a GPU, so the steps are tested with it: a result is to be used before the next run."""
+    counter, graphs = Counter(), Graphs(record)
+    graphs.capture(counter.add, 2)
+    graphs.capture(counter.add, 4)
+    early = graphs.run(counter.add, 2)
+    assert early.isfinite().all()
+    assert graphs.run(counter.add, 4).isfinite().all() and early.isnan().all()
+
+
+def test_a_capture_leaves_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may use the GPU for other things while an engine starts in its own thread."""
+    asked: list[tuple[object, ...]] = []
+
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+
+    def capture(graph: Graph, pool: str, stream: str, capture_error_mode: str) -> Any:
+        asked.append((pool, stream, capture_error_mode))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "own")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    captured, counter = cuda_recorder(), Counter()
+    for rows in (2, 4):
+        replay = captured(lambda: counter.add(rows))  # noqa: B023 (called at once)
+        assert replay() is replay() and counter.calls == len(asked)
+    assert asked == [("pool", "own", "thread_local")] * 2
 
 
 def test_a_shape_that_was_not_captured_runs_as_it_is() -> None:
@@ -72,6 +108,7 @@ def test_a_capture_that_fails_is_a_warning_and_the_end_of_graphs(
         for rows in (2, 4, 3):
             graphs.capture(counter.add, rows)
     assert len(caplog.records) == 1 and "cuda_graphs=False" in caplog.text
+    assert caplog.records[0].exc_info, "the whole chain: what a capture ends with is not its cause"
     counter.total.zero_()
     assert graphs.run(counter.add, 2).tolist() == [2.0] * 2
     assert (len(graphs), graphs.uncaptured) == (0, 0)

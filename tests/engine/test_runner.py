@@ -172,6 +172,18 @@ def test_no_step_reads_from_the_device(runner: Runner, voice: ReadyVoice) -> Non
         int(codes[0, 0])
 
 
+def test_a_reply_begins_and_ends_without_waiting(runner: Runner, voice: ReadyVoice) -> None:
+    """A step is under way while rows are given and taken back."""
+    speaker = Speaker(runner, voice, 0, 1)
+    with NoHostReads():
+        hidden = runner.prefill(1, speaker.embeds, 0)
+        runner.start(1, voice, 1, len(speaker.embeds), hidden, SEEDED, 3, None)
+        runner.stop(0)
+    assert runner.rows.active.tolist() == [False, True, False, False]
+    with pytest.raises(AssertionError, match="number of the host"), NoHostReads():
+        runner.rows.active[0] = True
+
+
 def test_a_guarded_row_wanders_and_is_the_same_beside_others(
     runner: Runner, voice: ReadyVoice
 ) -> None:

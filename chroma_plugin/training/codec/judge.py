@@ -21,8 +21,6 @@ PITCH_HZ = (60.0, 400.0)
 PITCH_WINDOW, PITCH_HOP = 1_440, 480
 VOICED = 0.5
 """Height of the autocorrelation's peak, of 1, from which a window has a pitch."""
-HEARD = 0.01
-"""Floor of the log-mel spectra that are compared: 17 dB below the level of speech."""
 QUIET = 0.1
 """A window below this part of the clip's level has none either."""
 
@@ -32,7 +30,7 @@ class Verdict:
     """Figures of some clips.
 
     Attributes:
-        mel: mean distance of log-mel spectra above `HEARD`, in nepers.
+        mel: mean distance of log-mel spectra, in nepers; their floor lies 17 dB under the speech.
         pitch: windows of the original that have a pitch, in which the copy's is within 5%.
         pitch_error: median relative error where both have one.
         used: codes that occur, of each codebook.
@@ -97,7 +95,7 @@ def judge(codec: Codec, clips: Sequence[Samples]) -> Verdict:
     distances, errors, codes = [], [], []
     for clip in map(whole_frames, clips):
         made, found = copy_of(codec, clip)
-        spectra = [log_mel(torch.from_numpy(x)[None], 256, HEARD) for x in (clip, made)]
+        spectra = [log_mel(torch.from_numpy(x)[None], hop=256) for x in (clip, made)]
         distances.append(float((spectra[0] - spectra[1]).abs().mean()))
         wanted, got = pitches(clip), pitches(made)
         errors.append(np.abs(got / wanted - 1)[~np.isnan(wanted)])

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from chroma_plugin.audio import FRAME_SAMPLES, OUTPUT_RATE_HZ
 
-FLOOR, AUDIBLE = 1e-3, 3e-3
+FLOOR, AUDIBLE = 1e-2, 3e-3
 """Added to magnitudes before the logarithm, in features and in losses of audio: speech at -23 dBFS
-has some of 0.1 to 1, and what is far below would be most of the gradient."""
+has some of 0.1 to 1, and what is far below is hard to learn and cannot be heard."""
 MELS = 80
 MEL_STEPS = 8
 """Log-mel columns of a frame that heads are to find: one each 10 ms."""
@@ -122,7 +122,7 @@ class Targets(NamedTuple):
     """What heads are to find in the frames of a batch.
 
     Attributes:
-        mel: `[B, T, 8 * 80]`, of level 0 and spread 1 or so.
+        mel: `[B, T, 8 * 80]`, of level and spread 1 or so.
         wave: `[B, T, 64]`.
         cepstra: `[B, T, 4 * 12]`, the clips' means taken off, likewise.
     """
@@ -145,7 +145,7 @@ def targets(samples: Tensor, cepstrum_means: Tensor) -> Targets:
     def framed(x: Tensor, steps: int) -> Tensor:  # [B, >= T * steps, n] -> [B, T, steps * n]
         return x[:, : frames * steps].reshape(len(x), frames, -1)
 
-    mel = (log_mel(samples) + 4.0) / 2.0
+    mel = log_mel(samples) + 4.0
     quiet = (samples.square().mean(dim=1) < 1e-8)[:, None, None]
     orders = torch.arange(1, CEPSTRA, device=samples.device)  # higher ones are smaller
     said = (cepstra(samples) - cepstrum_means[:, None]) * orders.sqrt()

@@ -27,7 +27,7 @@ from chroma_plugin.model.seanet import ResidualBlock
 from chroma_plugin.model.window import LayerScale
 from chroma_plugin.training.codec.adversary import Adversary
 from chroma_plugin.training.codec.corpus import Corpus, Segments
-from chroma_plugin.training.codec.judge import HEARD, Verdict, judge, save_picture
+from chroma_plugin.training.codec.judge import Verdict, judge, save_picture
 from chroma_plugin.training.codec.losses import (
     Heads,
     Resolution,
@@ -84,6 +84,8 @@ class CodecPlan:
         resolutions: of the spectral losses.
         quantizer_from: part of the budget after which the quantizer is on.
         settle_from: part after which only the decoder learns: codes no longer change.
+        decoded_every: until then the decoder takes part in one step of so many: heads lead the
+            encoder as well, and such a step costs a third.
         bypassed: rows that go round the codebooks until then.
         dropped: rows that use only some of the acoustic codebooks until then.
         decay: what a codebook's sums keep from step to step, at first and in the end.
@@ -107,8 +109,10 @@ class CodecPlan:
             "log": 1.0,
             "low": 1.0,
             "wave": 1.5,
-            "head_mel": 0.5,
-            "head_wave": 0.7,
+            "head_mel": 1.0,
+            "head_wave": 0.3,
+            "hidden_mel": 0.5,
+            "hidden_wave": 0.5,
             "semantic": 0.3,
             "commit": 0.25,
             "fool": 0.1,
@@ -119,6 +123,7 @@ class CodecPlan:
     resolutions: tuple[Resolution, ...] = RESOLUTIONS
     quantizer_from: float = 0.05
     settle_from: float = 0.6
+    decoded_every: int = 4
     bypassed: float = 0.2
     dropped: float = 0.25
     decay: tuple[float, float] = (0.98, 0.995)
@@ -257,10 +262,9 @@ class CodecTask:
             sums["head_wave"] = sums["head_wave"] + wave
             sums["semantic"] = sums["semantic"] + said
             sums["commit"] = latents.commit
-        made, hidden = self.decode(own.codec, latents.whole)
-        mel, wave = own.heads.decoder(hidden, wanted)
-        sums["head_mel"], sums["head_wave"] = sums["head_mel"] + mel, sums["head_wave"] + wave
-        return self._total(sums | self._heard(made[:, 0], samples, wanted, progress))
+        if progress.step % plan.decoded_every == 0:
+            sums |= self._decoded(latents.whole, samples, wanted, progress)
+        return self._total(sums)
 
     def evaluate(self) -> dict[str, float]:
         """See `Task.evaluate`; and draws the picture, if there is matplotlib."""
@@ -295,18 +299,19 @@ class CodecTask:
         own, samples = self.own, batch.samples
         with torch.no_grad():
             z = self.encode(own.codec, samples[:, None])
-        made, hidden = self.decode(own.codec, own.quantizer.settled(z))
         wanted = targets(samples, batch.cepstrum_means)
-        mel, wave = own.heads.decoder(hidden, wanted)
-        sums = {"head_mel": mel, "head_wave": wave}
-        return self._total(sums | self._heard(made[:, 0], samples, wanted, progress))
+        return self._total(self._decoded(own.quantizer.settled(z), samples, wanted, progress))
 
-    def _heard(
-        self, made: Tensor, samples: Tensor, wanted: Targets, progress: Progress
+    def _decoded(
+        self, latents: Tensor, samples: Tensor, wanted: Targets, progress: Progress
     ) -> dict[str, Tensor]:
-        """Losses of the audio itself."""
+        """Losses of the audio, and of what the decoder's transformer makes."""
         plan, adversary = self.plan, self.own.adversary
-        sums = spectral_losses(made, samples, plan.resolutions)
+        made, hidden = self.decode(self.own.codec, latents)
+        made = made[:, 0]
+        mel, wave = self.own.heads.decoder(hidden, wanted)
+        sums = {"hidden_mel": mel, "hidden_wave": wave}
+        sums |= spectral_losses(made, samples, plan.resolutions)
         sums["wave"] = wave_loss(low_wave(made).view_as(wanted.wave), wanted)
         if adversary is not None and progress.fraction >= (plan.adversary_from or 0.0):
             sums |= adversary.losses(made, samples)
@@ -338,9 +343,7 @@ class CodecTask:
             x = x.to(device)
             latents = self.own.quantizer.bypass(encode_whole(codec, x[:, None]))
             made = decode_whole(codec, latents.whole)[0][:, 0]
-            distances.append(
-                float((log_mel(made, 256, HEARD) - log_mel(x, 256, HEARD)).abs().mean())
-            )
+            distances.append(float((log_mel(made, hop=256) - log_mel(x, hop=256)).abs().mean()))
         return float(np.mean(distances))
 
 
