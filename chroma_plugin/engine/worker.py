@@ -38,6 +38,7 @@ from chroma_plugin.errors import (
     EngineFailed,
 )
 from chroma_plugin.model.listener import Listener
+from chroma_plugin.model.memory import cache_bytes
 from chroma_plugin.model.quantize import count_weights
 from chroma_plugin.voice import Voice
 
@@ -141,7 +142,7 @@ class Worker:
 
     def _work(self) -> None:
         try:
-            self.runner = Runner(self.parts.model, self.parts.prompt, self.config)
+            self.runner = self._new_runner()
             self.frames = Frames(self.runner, self.scheduler)
             self.voices = VoiceShelf(self.runner, self.config)
             self._warm_up()
@@ -162,6 +163,19 @@ class Worker:
             )
             self.failure.__cause__ = error
             self._end_everything(self.failure)
+
+    def _new_runner(self) -> Runner:
+        parts, config = self.parts, self.config
+        try:
+            return Runner(parts.model, parts.prompt, config)
+        except torch.OutOfMemoryError as error:
+            wanted = cache_bytes(parts.model.config, parts.model.dtype, config) / 1e9
+            raise ConfigError(
+                f"The caches of {config.max_replies} replies and {config.thinker_cache_rows} "
+                f"conversations take {wanted:.1f} GB, more than is left beside the weights. Lower "
+                "EngineConfig.max_replies or thinker_rows, or set quantize; `chroma-plugin doctor` "
+                "says what fits."
+            ) from error
 
     def _set_threads(self) -> None:
         threads = self.config.num_threads

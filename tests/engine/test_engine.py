@@ -687,3 +687,16 @@ async def test_every_step_can_be_observed() -> None:
     assert all(times.rows == 1 and times.ms > 0 for times in seen)
     assert seen[0].gap_ms is None
     assert all(times.gap_ms is not None and times.gap_ms >= 0 for times in seen[1:])
+
+
+async def test_caches_that_do_not_fit_are_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("chroma_plugin.engine.runner.KVCache.empty", full)
+    engine = new_engine(max_replies=2)
+    with pytest.raises(ConfigError, match=r"2 replies and 8 conversations take 0.0 GB.*Lower"):
+        await engine.start()
+    await engine.close()
