@@ -171,6 +171,20 @@ def bench(ctx: typer.Context) -> None:
 
 
 @app.command(
+    name="eval",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def evaluate(ctx: typer.Context) -> None:
+    """Judge the speech: sim, cmos, uro or latency."""
+    from chroma_plugin.evaluation.cli import app as eval_app
+
+    with _told():
+        code = eval_app(ctx.args, prog_name="chroma-plugin eval", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
 )

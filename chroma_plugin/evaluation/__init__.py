@@ -1,0 +1,1 @@
+"""How good the speech is: similarity, listening tests, spoken dialogue, latency."""
