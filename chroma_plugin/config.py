@@ -23,6 +23,9 @@ DEFAULT_INSTRUCTIONS = (
 )
 """The system prompt that the released model was made with."""
 
+TRANSCRIPT_INSTRUCTIONS = "Write down what was said."
+"""The system prompt that makes a thinker trained here transcribe the user instead of answering."""
+
 DepthPositions = Literal["generate", "training"]
 Quantize = Literal["none", "int8", "fp8", "int4"]
 
@@ -146,6 +149,8 @@ class EngineConfig:
         cuda_graphs: replay the steps as captured CUDA graphs; without, the same results, slower.
         time_parts: on CUDA, time the backbone and the depth decoder apart, which takes two graphs a
             frame instead of one.
+        transcript_instructions: the system prompt under which the thinker writes down what a user
+            said, for `Session.transcribe`; as the checkpoint learnt it.
         num_threads: CPU threads of torch; None is one for a small model, torch's choice otherwise.
     """
 
@@ -168,6 +173,7 @@ class EngineConfig:
     voice_cache_mb: float = 512.0
     cuda_graphs: bool = True
     time_parts: bool = False
+    transcript_instructions: str = TRANSCRIPT_INSTRUCTIONS
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -213,10 +219,16 @@ class EngineConfig:
         check_whole("repeat_stop_frames", 2, 1_000_000)
         check_whole("voice_cache", 1, 1_000_000)
         check("voice_cache_mb", 0.0, 1e9)
+        _require(
+            isinstance(self.transcript_instructions, str)
+            and bool(self.transcript_instructions.strip()),
+            f"EngineConfig.transcript_instructions is {self.transcript_instructions!r}; tell the "
+            "model in words to write down what it hears.",
+        )
         if self.num_threads is not None:
             check_whole("num_threads", 1, 1024)
 
     @property
     def thinker_cache_rows(self) -> int:
-        """Rows of the thinker's cache."""
+        """Rows of the thinker's cache that are lent to conversations."""
         return 4 * self.max_replies if self.thinker_rows is None else self.thinker_rows

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.reply import Sink
+from chroma_plugin.transcript import TextSink
 from chroma_plugin.voice import Voice
 
 Role = Literal["system", "user", "assistant"]
@@ -61,7 +62,8 @@ class Conversation(Protocol):
 
     A reply's events go to its sink, on the session's event loop: any number of `TextDelta` and
     `AudioChunk`, then one `TurnDone` or one `ChromaError`. After `cancel_reply` nothing more
-    needs to come; what still comes is dropped by the session.
+    needs to come; what still comes is dropped by the session. So it is with a transcript: one
+    text or one `ChromaError` goes to its sink, unless it is cancelled before.
     """
 
     def push_audio(self, samples: NDArray[np.float32]) -> None:
@@ -70,8 +72,8 @@ class Conversation(Protocol):
     def clear_audio(self) -> None:
         """Forgets what was pushed since the last commit."""
 
-    def commit_audio(self) -> None:
-        """Makes what was pushed the user's next message."""
+    def commit_audio(self, turn: int) -> None:
+        """Makes what was pushed the user's next message, and that of this turn."""
 
     def add_text(self, role: Role, text: str) -> None:
         """Appends a message of text."""
@@ -87,6 +89,12 @@ class Conversation(Protocol):
 
     def keep_reply(self, turn: int, tokens: int) -> None:
         """Cuts a reply's message to its first tokens; with 0 the message goes."""
+
+    def transcribe(self, turn: int, sink: TextSink) -> None:
+        """Writes down what the user said in a turn, when nobody who speaks needs the time."""
+
+    def cancel_transcript(self, turn: int) -> None:
+        """Withdraws that, if it is not done."""
 
     def close(self) -> None:
         """Ends the conversation and frees what it holds."""

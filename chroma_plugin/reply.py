@@ -120,6 +120,17 @@ def add_up(texts: Iterable[TextDelta]) -> tuple[str, int]:
     return "".join(t.text for t in pieces), sum(t.tokens for t in pieces)
 
 
+def covered(texts: list[TextDelta], heard: str) -> list[TextDelta]:
+    """The pieces at the beginning that `heard` covers; white space does not count."""
+    wanted, length, kept = len("".join(heard.split())), 0, []
+    for piece in texts:
+        if length >= wanted:
+            break
+        kept.append(piece)
+        length += len("".join(piece.text.split()))
+    return kept
+
+
 ReplyEvent = TextDelta | AudioChunk | TurnDone
 Sink = Callable[[ReplyEvent | ChromaError], None]
 
@@ -165,7 +176,8 @@ class ReplyStream:
 
     def __init__(self, turn: Turn, on_settled: Callable[[ReplyStream, TurnDone], None]) -> None:
         self.turn = turn.number
-        self._user_turn = turn
+        self.user_turn = turn
+        """What it answers, as `Session.transcribe` takes it."""
         self._on_settled = on_settled
         self._ready: deque[ReplyEvent] = deque()
         self._waiting_text: deque[TextDelta] = deque()
@@ -227,8 +239,8 @@ class ReplyStream:
                 event = replace(event, text=text, tokens=tokens)
             done = replace(
                 event,
-                user_audio_ms=self._user_turn.user_audio_ms,
-                unheard_user_ms=self._user_turn.unheard_user_ms,
+                user_audio_ms=self.user_turn.user_audio_ms,
+                unheard_user_ms=self.user_turn.unheard_user_ms,
             )
             self._made = done
             self._ready.append(done)
@@ -271,8 +283,8 @@ class ReplyStream:
             audio_ms=self.delivered_ms,
             tokens=tokens,
             frames=round(self.delivered_ms / FRAME_MS),
-            user_audio_ms=self._user_turn.user_audio_ms,
-            unheard_user_ms=self._user_turn.unheard_user_ms,
+            user_audio_ms=self.user_turn.user_audio_ms,
+            unheard_user_ms=self.user_turn.unheard_user_ms,
         )
 
     def texts_before(self, heard_ms: float) -> list[TextDelta]:

@@ -24,7 +24,8 @@ from chroma_plugin.audio import INPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
 from chroma_plugin.conversation import Conversation, Message, ReplyRequest
 from chroma_plugin.errors import AudioError, ConfigError, SessionClosed
-from chroma_plugin.reply import ReplyStream, TextDelta, Turn, TurnDone, add_up
+from chroma_plugin.reply import ReplyStream, Turn, TurnDone, add_up, covered
+from chroma_plugin.transcript import Transcripts
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,9 @@ class Session:
         self._spoken_samples = 0  # of the turn that is not committed yet
         self._heard_samples = 0
         self._closed = False
+        self._transcripts = Transcripts(
+            conversation.transcribe, conversation.cancel_transcript, self._write_down
+        )
         _whole_text(instructions, "open_session")
         for message in history:
             _whole_text(message.text or "", "open_session")
@@ -119,7 +123,8 @@ class Session:
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """What was said and heard so far; a reply appears when the engine has made it."""
+        """What was said and heard so far; a reply appears when the engine has made it, the text of
+        what the user said when it was transcribed."""
         return tuple(self._history)
 
     @property
@@ -199,8 +204,38 @@ class Session:
         turn = Turn(next(self._numbers), heard_ms, unheard_ms)
         self._spoken_samples = self._heard_samples = 0
         self._history.append(Message("user", None, audio_ms=heard_ms, turn=turn.number))
-        self._conversation.commit_audio()
+        self._conversation.commit_audio(turn.number)
         return turn
+
+    async def transcribe(self, turn: Turn | int) -> str:
+        """Writes down what the user said in a turn, with the model that heard it.
+
+        The engine does it while no reply of any session needs its time, so an engine that cannot
+        get ahead of its playbacks makes you wait; `asyncio.timeout` bounds that. The model goes on
+        remembering the sound; the text becomes that of the history's message, so asking again
+        costs nothing. Cancelling the wait withdraws the work.
+
+        Args:
+            turn: what `commit_audio` returned, a reply's `user_turn`, or the number of either.
+
+        Returns:
+            The text; "" if the model finds no word in it.
+
+        Raises:
+            AudioError: the engine has forgotten the turn, as it does with the oldest ones.
+            ConfigError: the user said nothing in such a turn.
+            EngineFailed: the engine is dead.
+            SessionClosed: after `aclose`, or the session is closed meanwhile.
+        """
+        self._check_open()
+        number = turn.number if isinstance(turn, Turn) else turn
+        message = self._heard(number)
+        if message is None:
+            raise ConfigError(
+                f"transcribe({turn!r}): in no such turn did the user say anything. Give what "
+                "commit_audio() returned, or the user_turn of a reply to a spoken turn."
+            )
+        return await self._transcripts.of(number) if message.text is None else message.text
 
     # -- what is answered --------------------------------------------------------------------
 
@@ -310,6 +345,7 @@ class Session:
             self.cancel()
             self._closed = True
             self._conversation.close()
+            self._transcripts.close(SessionClosed("The session was closed before the transcript."))
 
     # -- history -----------------------------------------------------------------------------
 
@@ -325,12 +361,22 @@ class Session:
     def _keep(self, stream: ReplyStream, heard_ms: float, text: str | None = None) -> None:
         texts = stream.texts_before(heard_ms if text is None else float("inf"))
         if text is not None:
-            texts = _beginning(texts, text)
+            texts = covered(texts, text)
         heard, tokens = add_up(texts)
         self._conversation.keep_reply(stream.turn, tokens)
         stream.keep(texts, heard_ms)
         kept = Message("assistant", heard, stream.delivered_ms, stream.turn)
         self._replace_reply(stream.turn, kept if heard else None)
+
+    def _heard(self, turn: int) -> Message | None:
+        """The user's spoken message of a turn."""
+        heard = (m for m in self._history if m.role == "user" and m.turn == turn > 0)
+        return next(heard, None)
+
+    def _write_down(self, turn: int, text: str) -> None:
+        message = self._heard(turn)
+        if message is not None:
+            self._history[self._history.index(message)] = replace(message, text=text)
 
     def _replace_reply(self, turn: int, message: Message | None) -> None:
         for i, old in enumerate(self._history):
@@ -372,14 +418,3 @@ def _whole_text(text: str, caller: str) -> None:
             f"{caller}() was given text with half a character at {error.start} (a lone surrogate); "
             "decode it with errors='replace'."
         ) from None
-
-
-def _beginning(texts: list[TextDelta], heard: str) -> list[TextDelta]:
-    """The deltas that `heard` covers; white space does not count."""
-    wanted, length, kept = len("".join(heard.split())), 0, []
-    for delta in texts:
-        if length >= wanted:
-            break
-        kept.append(delta)
-        length += len("".join(delta.text.split()))
-    return kept

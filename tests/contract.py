@@ -287,6 +287,69 @@ class EngineContract:
         assert reply.done.user_audio_ms == pytest.approx(1000.0)
         await session.aclose()
 
+    # -- what the user said, as text ----------------------------------------------------------
+
+    async def test_what_the_user_said_is_written_down(self, engine: SpeechEngine) -> None:
+        session = await open_session(engine)
+        stream = ask(session)
+        async with asyncio.timeout(WAIT_S):
+            text = await session.transcribe(stream.user_turn)  # while the reply is made
+        assert isinstance(text, str)
+        assert_well_made(await read(stream), session)
+        assert session.history[0] == Message("user", text, 2000.0, 1)
+        async with asyncio.timeout(WAIT_S):
+            assert await session.transcribe(stream.turn) == text
+            session.push_audio(question()[:8_000])
+            turn = session.commit_audio()
+            assert isinstance(await session.transcribe(turn), str)
+        assert [m.audio_ms for m in session.history if m.role == "user"] == [2000.0, 500.0]
+        assert_well_made(await read(session.respond()), session)
+        await session.aclose()
+
+    async def test_only_what_the_user_said_aloud_can_be_written_down(
+        self, engine: SpeechEngine
+    ) -> None:
+        session = await open_session(engine)
+        session.add_user_text("Hello")
+        greeting = session.respond()
+        with unchanged(session):
+            for turn in (greeting.user_turn, 0, -1, 99):
+                with pytest.raises(ConfigError, match="commit_audio"):
+                    await session.transcribe(turn)
+        assert_well_made(await read(greeting), session)
+        await session.aclose()
+
+    async def test_a_wait_for_a_transcript_can_be_given_up(self, engine: SpeechEngine) -> None:
+        session = await open_session(engine)
+        stream = ask(session)
+        for _ in range(3):
+            waiting = asyncio.create_task(session.transcribe(stream.turn))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):  # it may have come just now
+                await waiting
+        assert_well_made(await read(stream), session)
+        async with asyncio.timeout(WAIT_S):
+            text = await session.transcribe(stream.turn)
+        assert session.history[0].text == text
+        await session.aclose()
+
+    async def test_nobody_waits_for_the_transcripts_of_a_closed_session(
+        self, engine: SpeechEngine
+    ) -> None:
+        session, other = await open_session(engine), await open_session(engine)
+        stream = ask(session)
+        waiting = asyncio.create_task(session.transcribe(stream.turn))
+        await asyncio.sleep(0)
+        await session.aclose()
+        for wait in (waiting, session.transcribe(stream.turn)):
+            async with asyncio.timeout(WAIT_S):
+                with pytest.raises(SessionClosed):
+                    await wait
+        assert session.history[0].text is None
+        assert_well_made(await read(ask(other)), other)
+        await other.aclose()
+
     # -- cancelling --------------------------------------------------------------------------
 
     async def test_a_cancelled_reply_ends_at_what_was_given(self, engine: SpeechEngine) -> None:
@@ -438,9 +501,13 @@ class EngineContract:
         session = await open_session(small_engine)
         stream = ask(session)
         await read(stream, chunks=1)
+        transcript = asyncio.create_task(session.transcribe(stream.turn))
+        await asyncio.sleep(0)
         async with asyncio.timeout(WAIT_S):
             await small_engine.close()
             await small_engine.close()
+            with suppress(EngineError):  # made or not, it is not left waiting
+                await transcript
         with suppress(EngineError):  # the reader is not left waiting
             await read(stream)
         with pytest.raises(EngineClosed):

@@ -7,9 +7,10 @@ from typing import Any
 
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.conversation import ReplyRequest
-from chroma_plugin.errors import EngineClosed
+from chroma_plugin.errors import ChromaError, EngineClosed
 from chroma_plugin.reply import AudioChunk, EndReason, Sink, TextClock, TextDelta, TurnDone
 from chroma_plugin.session import Session
+from chroma_plugin.transcript import TextSink
 from chroma_plugin.voice import Voice
 
 
@@ -18,6 +19,7 @@ class FakeEngine:
 
     def __init__(self, reply: str = "one two three four", frames: int = 24, frame_s: float = 0.0):
         self.words, self.frames, self.frame_s = reply.split(), frames, frame_s
+        self.transcript: str | ChromaError | None = "what was said"  # of every turn; None: never
         self.conversations: list[FakeConversation] = []
         self.started = self.closed = False
 
@@ -69,6 +71,11 @@ class FakeConversation:
         self.calls.append(("cancel_reply", turn))
         if self.task:
             self.task.cancel()
+
+    def transcribe(self, turn: int, sink: TextSink) -> None:
+        self.calls.append(("transcribe", turn))
+        if self.engine.transcript is not None:
+            asyncio.get_running_loop().call_soon(sink, self.engine.transcript)
 
     def close(self) -> None:
         self.cancel_reply(-1)

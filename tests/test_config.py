@@ -109,6 +109,8 @@ class TestEngine:
             ("voice_cache_mb", math.nan),
             ("voice_cache_mb", math.inf),
             ("voice_cache_mb", True),
+            ("transcript_instructions", " "),
+            ("transcript_instructions", None),
         ],
     )
     def test_what_cannot_be_is_refused_by_name(self, name: str, value: Any) -> None:

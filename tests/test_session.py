@@ -12,7 +12,14 @@ import pytest
 
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.conversation import Message, ReplyRequest
-from chroma_plugin.errors import AudioError, ConfigError, EngineBusy, EngineClosed, EngineFailed
+from chroma_plugin.errors import (
+    AudioError,
+    ConfigError,
+    EngineBusy,
+    EngineClosed,
+    EngineFailed,
+    SessionClosed,
+)
 from chroma_plugin.reply import (
     AudioChunk,
     EndReason,
@@ -288,6 +295,80 @@ async def test_a_refused_turn_leaves_the_reply_before_it_speaking() -> None:
         session.commit_turn()
     script.put(chunk(0))
     assert isinstance(await next_of(session), AudioChunk)
+
+
+# -- what the user said, as text -------------------------------------------------------------
+
+
+async def test_a_transcript_becomes_the_text_of_the_users_message() -> None:
+    session, script = committed()
+    script.engine.transcript = "Stop."
+    session.push_audio(SPEECH[:8_000])
+    session.commit_audio()
+    assert await session.transcribe(2) == "Stop."
+    assert session.history == (
+        Message("user", None, 1000.0, 1),
+        Message("user", "Stop.", 500.0, 2),
+    )
+    assert script.sent("transcribe") == [2]
+    assert script.sent("add_text") == []  # the model keeps the sound
+    script.engine.transcript = "another"
+    assert await session.transcribe(2) == "Stop."  # known
+    assert script.sent("transcribe") == [2]
+
+
+async def test_a_turn_is_named_by_its_reply_by_itself_or_by_its_number() -> None:
+    session, script = committed()
+    assert session.reply is not None
+    assert session.reply.user_turn.number == session.reply.turn == 1
+    assert session.reply.user_turn.user_audio_ms == 1000.0
+    for turn in (session.reply.user_turn, session.reply.turn):
+        assert await session.transcribe(turn) == "what was said"
+    assert script.sent("commit_audio") == [1]
+
+
+async def test_a_turn_in_which_nothing_was_said_aloud_has_no_transcript() -> None:
+    history = [Message("user", "Hello", 500.0, 3)]
+    session, script = open_by_hand(history=history)
+    greeting = session.say("Hi")
+    for turn in (greeting.user_turn, 0, 2, 3):
+        with pytest.raises(ConfigError, match=r"user_turn of a reply to a spoken turn"):
+            await session.transcribe(turn)
+    assert script.sent("transcribe") == []
+
+
+async def test_a_transcript_that_fails_leaves_the_history_and_can_be_tried_again() -> None:
+    session, script = committed()
+    script.engine.transcript = AudioError("The sound of turn 1 is forgotten.")
+    with pytest.raises(AudioError, match="forgotten"):
+        await session.transcribe(1)
+    assert session.history == (Message("user", None, 1000.0, 1),)
+    script.engine.transcript = ""
+    assert await session.transcribe(1) == ""
+    assert session.history == (Message("user", "", 1000.0, 1),)
+
+
+async def test_a_wait_that_is_cancelled_reaches_the_engine() -> None:
+    session, script = committed()
+    script.engine.transcript = None
+    waiting = asyncio.create_task(session.transcribe(1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert script.sent("cancel_transcript") == [1]
+    assert session.history[0].text is None
+
+
+async def test_closing_ends_a_wait_for_a_transcript_at_once() -> None:
+    session, _ = committed()
+    waiting = asyncio.create_task(session.transcribe(1))
+    await asyncio.sleep(0)
+    await session.aclose()
+    with pytest.raises(SessionClosed, match="before the transcript"):
+        await waiting
+    with pytest.raises(SessionClosed, match="open a new one"):
+        await session.transcribe(1)
 
 
 # -- what is answered ------------------------------------------------------------------------

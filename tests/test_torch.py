@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
+from tests.miniature import MINIATURE
 
 
 def by_hand(
@@ -90,7 +91,7 @@ def test_float32_transposed_convolutions(channels: int, stride: int, groups: int
 
 
 def test_the_codec_stays_in_float32() -> None:
-    model = load_checkpoint(find_checkpoint("chroma-tiny"), dtype=torch.bfloat16)
+    model = load_checkpoint(MINIATURE, dtype=torch.bfloat16)
     parts = {"thinker": model.thinker, "backbone": model.backbone, "depth": model.depth}
     for name, part in parts.items():
         assert {p.dtype for p in part.parameters()} == {torch.bfloat16}, name
@@ -100,6 +101,6 @@ def test_the_codec_stays_in_float32() -> None:
     codes = torch.randint(model.config.codebook_size, (1, 8, 3))
     audio = model.codec.decode(codes)
     assert audio.dtype == torch.float32
-    whole = load_checkpoint(find_checkpoint("chroma-tiny"))
+    whole = load_checkpoint(MINIATURE)
     assert torch.equal(audio, whole.codec.decode(codes))
     assert torch.equal(model.codec.encode(audio), whole.codec.encode(audio))

@@ -76,13 +76,14 @@ class Call:
         self._listener = None
         self._displace()
 
-    def commit(self) -> None:
-        """Makes the turn a message."""
+    def commit(self, turn: int) -> None:
+        """Makes what was heard a message, and that of this turn."""
         if self._listener is None:
             return
         entry = self._place(self._listener, self._listener.update(final=True))
         if entry is not None:
-            entry.kind, entry.after = "user", list(self.prompt.audio_after)
+            entry.kind, entry.turn = "user", turn
+            entry.after = list(self.prompt.audio_after)
         self._listener = self._hearing = None
 
     def _place(self, listener: Listener, changed: int) -> Entry | None:

@@ -24,7 +24,7 @@ class Entry:
 
     Attributes:
         kind: whose.
-        turn: the reply's number, for the assistant's.
+        turn: the reply's number, for the assistant's; its turn's, for what the user said aloud.
         before: token ids that open it, or all of it.
         audio: embeddings of what was said, `[positions, hidden]`.
         tokens: what the assistant says.
@@ -76,6 +76,11 @@ class Dialogue:
     def find(self, turn: int) -> Entry | None:
         """The assistant's entry of a turn."""
         found = (e for e in self.entries if e.kind == "assistant" and e.turn == turn)
+        return next(found, None)
+
+    def heard(self, turn: int) -> Entry | None:
+        """What the user said aloud in a turn."""
+        found = (e for e in self.entries if e.kind == "user" and e.turn == turn > 0)
         return next(found, None)
 
     def changed(self, entry: Entry, at: int = 0) -> None:

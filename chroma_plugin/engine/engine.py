@@ -22,11 +22,13 @@ from chroma_plugin.conversation import Message, ReplyRequest, Role
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.parts import Parts, load_parts
 from chroma_plugin.engine.runner import Runner
+from chroma_plugin.engine.transcripts import Transcripts
 from chroma_plugin.engine.voices import VoiceShelf
 from chroma_plugin.engine.worker import Worker
 from chroma_plugin.errors import ChromaError, EngineClosed
 from chroma_plugin.reply import Sink
 from chroma_plugin.session import Session
+from chroma_plugin.transcript import TextSink
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
@@ -47,12 +49,14 @@ class EngineStats:
         cancelled: replies that were cancelled, in line or on a row.
         expired: replies that found no free row in time.
         underruns: how often the playback of a reply ran dry.
-        thinker_rows: rows of the thinker's cache.
+        thinker_rows: rows of the thinker's cache, but for the one that transcripts are made in.
         thinker_rows_taken: those lent to conversations.
         thinker_cache_bytes: the whole cache; it is taken at the start, lent or not.
         backbone_cache_bytes: the cache of all rows that speak; taken at the start.
         codec_state_bytes: the codec's state of all rows; taken at the start.
         voice_bytes: what the voices kept ready take.
+        transcripts: user turns that were written down so far.
+        transcripts_waiting: those that are in line for it, or in work.
     """
 
     sessions: int
@@ -71,6 +75,8 @@ class EngineStats:
     backbone_cache_bytes: int = 0
     codec_state_bytes: int = 0
     voice_bytes: int = 0
+    transcripts: int = 0
+    transcripts_waiting: int = 0
 
 
 class Engine:
@@ -201,7 +207,8 @@ class Engine:
         scheduler = worker.scheduler
         runner: Runner | None = getattr(worker, "runner", None)
         voices: VoiceShelf | None = getattr(worker, "voices", None)
-        if runner is None or voices is None:  # it ended just now
+        transcripts: Transcripts | None = getattr(worker, "transcripts", None)
+        if runner is None or voices is None or transcripts is None:  # it ended just now
             raise worker.refusal or EngineClosed("The engine is closed; make a new one.")
         speaking = len(scheduler.speaking)
         return EngineStats(
@@ -215,12 +222,14 @@ class Engine:
             cancelled=scheduler.cancelled,
             expired=scheduler.expired,
             underruns=scheduler.underruns,
-            thinker_rows=runner.thinker_cache.rows,
+            thinker_rows=self.config.thinker_cache_rows,
             thinker_rows_taken=len(worker.seats),
             thinker_cache_bytes=runner.thinker_cache.nbytes,
             backbone_cache_bytes=runner.backbone_cache.nbytes,
             codec_state_bytes=runner.decode_state.nbytes,
             voice_bytes=voices.nbytes,
+            transcripts=transcripts.made,
+            transcripts_waiting=len(transcripts),
         )
 
     def _live_worker(self) -> Worker:
@@ -258,8 +267,8 @@ class EngineConversation:
     def clear_audio(self) -> None:
         self._post(self._call.unhear)
 
-    def commit_audio(self) -> None:
-        self._post(self._call.commit)
+    def commit_audio(self, turn: int) -> None:
+        self._post(lambda: self._call.commit(turn))
 
     def add_text(self, role: Role, text: str) -> None:
         self._post(lambda: self._call.add_text(role, text))
@@ -283,6 +292,20 @@ class EngineConversation:
 
     def keep_reply(self, turn: int, tokens: int) -> None:
         self._post(lambda: self._call.keep_reply(turn, tokens))
+
+    def transcribe(self, turn: int, sink: TextSink) -> None:
+        worker = self._worker
+
+        def emit(it: Any) -> None:
+            worker.mail.put(self._loop, sink, it)
+
+        def ask() -> None:
+            worker.transcripts.ask(self._call, turn, emit)
+
+        worker.post(lambda: worker.guard(self._call, ask, emit))
+
+    def cancel_transcript(self, turn: int) -> None:
+        self._post(lambda: self._worker.transcripts.cancel(self._call, turn))
 
     def close(self) -> None:
         self._worker.post(lambda: self._worker.end(self._call))

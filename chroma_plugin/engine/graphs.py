@@ -19,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 log = logging.getLogger(__name__)
 
+SMALL_PARAMETERS = 50_000_000
+"""Below this size the threads of a CPU wait for each other longer than they work."""
+
 Replay = Callable[[], Any]
 Record = Callable[[Replay], Replay]
 """Turns a call into one that repeats its kernels on the same memory."""
@@ -119,6 +122,20 @@ def cuda_recorder() -> Record:
         return replay
 
     return record
+
+
+def set_threads(device: torch.device, parameters: int, wanted: int | None) -> None:
+    """Says how many threads of the CPU torch uses.
+
+    Args:
+        device: where the model is.
+        parameters: how large it is.
+        wanted: so many; None is one for a small model on a CPU, and torch's choice otherwise.
+    """
+    if wanted is None and device.type == "cpu" and parameters < SMALL_PARAMETERS:
+        wanted = 1
+    if wanted is not None:
+        torch.set_num_threads(wanted)
 
 
 @contextmanager

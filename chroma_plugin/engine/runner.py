@@ -22,6 +22,7 @@ from chroma_plugin.engine.rows import Rows
 from chroma_plugin.engine.tower import StaticTower
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.layers import KVCache
+from chroma_plugin.model.memory import TRANSCRIPT_ROWS
 from chroma_plugin.model.prompt import PromptFormat, VoicePrompt
 from chroma_plugin.model.sampling import frame_noise, pick_codes
 from chroma_plugin.voice import Voice
@@ -99,8 +100,9 @@ class Runner:
         weight = model.backbone.codebook0_head.weight
         rows = config.max_replies
         sizes = model.config
+        thinker_rows = config.thinker_cache_rows + TRANSCRIPT_ROWS  # the last ones are those
         self.thinker_cache = KVCache.empty(
-            sizes.text, config.thinker_cache_rows, _room(config.thinker_positions), weight
+            sizes.text, thinker_rows, _room(config.thinker_positions), weight
         )
         self.backbone_cache = KVCache.empty(
             sizes.backbone, rows, _room(config.backbone_positions), weight

@@ -5,7 +5,8 @@ Rows go in lock step, two frames a beat. A beat begins on an even step, where ev
 falls; replies start, pause and go on at the beginning of a beat only, so the thinker runs for all
 rows at once, every second frame. Between frames there is room for pieces of prompts, as long as no
 stream comes near its underrun. A stream far enough ahead of its playback pauses, which leaves the
-device to others and wastes little when the user interrupts.
+device to others and wastes little when the user interrupts. What nobody hears, transcripts, is done
+when there is no prompt to read and every stream has time to spare.
 
 The scheduler knows nothing of tensors, audio or threads; its clock is handed in.
 """
@@ -25,6 +26,9 @@ URGENT_S = BEAT_S
 """A stream with less than this in hand goes before anybody's prompt."""
 STEPS_PER_PIECE = 4
 """However urgent the streams are, one piece of a prompt is read in so many steps."""
+
+SPARE_S = 2 * BEAT_S
+"""A stream with so much in hand has time to spare: a piece of a transcript takes less."""
 
 PIECES_PER_START = 8
 """Pieces of awaited prompts that are read before a reply that has its row makes its first frame."""
@@ -94,6 +98,7 @@ class Move(Enum):
 
     STEP = auto()  # one frame for every row that acts
     READ = auto()  # a piece of somebody's prompt
+    WRITE = auto()  # a piece of a transcript
     REST = auto()  # nothing, until something is asked or a stream needs more
 
 
@@ -126,6 +131,7 @@ class Scheduler:
     expired: int = 0
     _steps_since_read: int = 0
     _reads_in_a_row: int = 0
+    _written: bool = False  # a piece of a transcript since the last step
     _past_underruns: int = 0  # of the replies that have left their rows
 
     # -- the line ----------------------------------------------------------------------------
@@ -215,15 +221,20 @@ class Scheduler:
             for slot in self.speaking.values():
                 slot.acts = slot.in_hand_s(now_s) < self.run_ahead_s
 
-    def next_move(self, now_s: float, *, unread: bool, awaited: bool = False) -> Move:
+    def next_move(
+        self, now_s: float, *, unread: bool, awaited: bool = False, unwritten: bool = False
+    ) -> Move:
         """What comes next.
 
         Args:
             now_s: the time.
             unread: somebody's prompt has not been read to its end.
             awaited: the next of them is all that a reply waits for: it could have a row.
+            unwritten: there are transcripts to make.
         """
         acting = self.acting
+        if unwritten and not unread and self._has_spare_time(now_s):
+            return Move.WRITE
         if not acting:
             return Move.READ if unread else Move.REST
         begun = [slot.in_hand_s(now_s) for slot in acting if slot.first_out_s is not None]
@@ -238,8 +249,21 @@ class Scheduler:
         # replies that are asked for together begin together: all of them wait for their first audio
         return Move.READ if awaited and self._reads_in_a_row < PIECES_PER_START else Move.STEP
 
+    def _has_spare_time(self, now_s: float) -> bool:
+        """A piece of a transcript makes nobody late: every reply on a row, begun or not, has so
+        much in hand that it needs no frame now. At most one piece falls between two frames, and
+        none while somebody waits for a row.
+
+        There is no exception for a transcript that has waited long: where streams never get ahead,
+        it waits until they end.
+        """
+        if self.acting and (self._written or self.waiting):
+            return False
+        return all(slot.in_hand_s(now_s) >= SPARE_S for slot in self.speaking.values())
+
     def stepped(self) -> None:
         """One frame was made for every row that acts."""
+        self._written = False
         self.even = not self.even
         self._steps_since_read += 1
         self._reads_in_a_row = 0
@@ -248,6 +272,10 @@ class Scheduler:
         """A piece of a prompt was read."""
         self._steps_since_read = 0
         self._reads_in_a_row += 1
+
+    def has_written(self) -> None:
+        """A piece of a transcript was made."""
+        self._written = True
 
     def wakes_in_s(self, now_s: float) -> float | None:
         """How long all streams can rest; None if nobody speaks."""

@@ -1,7 +1,8 @@
 """The engine's thread: it owns the model and does everything that touches it, one thing at a time.
 
-One round of the loop: obey commands, read a piece of somebody's prompt, make one frame for
-everyone who speaks. It knows nothing of asyncio beyond handing events to an event loop.
+One round of the loop: obey commands, then read a piece of somebody's prompt, make one frame for
+everyone who speaks or, where that leaves time, go on with a transcript. It knows nothing of asyncio
+beyond handing events to an event loop.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from chroma_plugin.config import EngineConfig
 from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.frames import Frames, call_of, reply_of
-from chroma_plugin.engine.graphs import own_stream
+from chroma_plugin.engine.graphs import own_stream, set_threads
 from chroma_plugin.engine.mail import Mail
 from chroma_plugin.engine.parts import Parts
 from chroma_plugin.engine.rows import MAX_SAID
 from chroma_plugin.engine.runner import PIECE_POSITIONS, Runner
 from chroma_plugin.engine.scheduler import Move, Scheduler, Ticket
 from chroma_plugin.engine.seats import Seats
+from chroma_plugin.engine.transcripts import Transcripts
 from chroma_plugin.engine.utterance import Emit, Utterance
 from chroma_plugin.engine.voices import VoiceShelf
 from chroma_plugin.errors import (
@@ -43,9 +45,6 @@ from chroma_plugin.model.quantize import count_weights
 from chroma_plugin.voice import Voice
 
 log = logging.getLogger(__name__)
-
-SMALL_PARAMETERS = 50_000_000
-"""Below this size the threads of a CPU wait for each other longer than they work."""
 
 
 @dataclass(slots=True)
@@ -83,6 +82,7 @@ class Worker:
         self.parts: Parts
         self.runner: Runner
         self.frames: Frames
+        self.transcripts: Transcripts
         self.voices: VoiceShelf
 
     @property
@@ -132,7 +132,8 @@ class Worker:
     def _live(self) -> None:
         try:
             self.parts = self._load(self.config)
-            self._set_threads()
+            model = self.parts.model
+            set_threads(model.device, count_weights(model), self.config.num_threads)
         except BaseException as error:
             self.closed = True
             self._loaded(error)
@@ -144,6 +145,7 @@ class Worker:
         try:
             self.runner = self._new_runner()
             self.frames = Frames(self.runner, self.scheduler)
+            self.transcripts = Transcripts(self.runner)
             self.voices = VoiceShelf(self.runner, self.config)
             self._warm_up()
         except BaseException as error:
@@ -177,14 +179,6 @@ class Worker:
                 "says what fits."
             ) from error
 
-    def _set_threads(self) -> None:
-        threads = self.config.num_threads
-        if threads is None and self.parts.model.device.type == "cpu":
-            size = count_weights(self.parts.model)
-            threads = 1 if size < SMALL_PARAMETERS else None
-        if threads is not None:
-            torch.set_num_threads(threads)
-
     def _warm_up(self) -> None:
         """Runs every part once, so that the first reply does not pay for lazy initialisation."""
         self.voices.ready(Voice.default())
@@ -204,9 +198,15 @@ class Worker:
         self.scheduler.begin_beat(now)
         call = self._next_prompt()
         awaited = call is not None and call.reply is not None and self.scheduler.has_room
-        move = self.scheduler.next_move(now, unread=call is not None, awaited=awaited)
+        move = self.scheduler.next_move(
+            now, unread=call is not None, awaited=awaited, unwritten=bool(self.transcripts)
+        )
         if move is Move.STEP:
             self.frames.step(now)
+        elif move is Move.WRITE:
+            self.transcripts.step()
+            self.scheduler.has_written()
+            self.frames.settle()
         elif call is not None:
             self._read_prompt(call)
             self.frames.settle()
@@ -305,6 +305,7 @@ class Worker:
         if call not in self.calls:
             return
         self.cancel(call)
+        self.transcripts.cancel(call)
         self.calls.remove(call)
         self.seats.release(call)
         self._open_next()
@@ -402,12 +403,14 @@ class Worker:
             if call.reply is not None:
                 call.reply.emit(error)
                 call.reply = None
+        if hasattr(self, "transcripts"):
+            self.transcripts.end(error)
         self._openings.clear()
         self.calls.clear()
         self.scheduler = Scheduler(self.config.max_replies)
         self.mail.send()
         if hasattr(self, "runner"):
-            del self.runner, self.frames, self.parts, self.voices
+            del self.runner, self.frames, self.transcripts, self.parts, self.voices
 
 
 def _told(error: Exception, what: str) -> ChromaError:

@@ -23,6 +23,9 @@ from chroma_plugin.model.quantize import (
     require_support,
 )
 
+TRANSCRIPT_ROWS = 1
+"""Rows of the thinker's cache beside those lent to conversations: what users said is written down
+there, a turn at a time."""
 SPARE_BYTES = 10**9
 """On a GPU beside weights and caches: voices, workspaces, activations, a layer in pieces."""
 ADVISED: tuple[Quantize, ...] = ("none", "int8", "int4")
@@ -67,8 +70,12 @@ def weight_bytes(config: ChromaConfig, dtype: torch.dtype, quantize: Quantize = 
 def cache_bytes(config: ChromaConfig, dtype: torch.dtype, limits: EngineConfig) -> int:
     """What the keys and values of an engine with these limits take."""
     thinker, backbone = (_position_bytes(s, dtype) for s in (config.text, config.backbone))
-    positions = limits.thinker_cache_rows * limits.thinker_positions
-    return positions * thinker + limits.max_replies * limits.backbone_positions * backbone
+    spoken = limits.max_replies * limits.backbone_positions
+    return _thinker_positions(limits) * thinker + spoken * backbone
+
+
+def _thinker_positions(limits: EngineConfig) -> int:
+    return (limits.thinker_cache_rows + TRANSCRIPT_ROWS) * limits.thinker_positions
 
 
 def _position_bytes(stack: TransformerConfig, dtype: torch.dtype) -> int:
@@ -101,7 +108,7 @@ class Needs:
 
     def total(self, kind: Quantize, limits: EngineConfig) -> int:
         """Weights, the caches of an engine with these limits, and what is spare."""
-        thinker = limits.thinker_cache_rows * limits.thinker_positions * self.thinker_position
+        thinker = _thinker_positions(limits) * self.thinker_position
         backbone = limits.max_replies * limits.backbone_positions * self.backbone_position
         return self.weights[kind] + thinker + backbone + SPARE_BYTES
 

@@ -19,7 +19,8 @@ from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.layers import KVCache
 from chroma_plugin.model.prompt import ChatPrompt
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
+from tests.miniature import MINIATURE
 
 OPEN, CLOSE = [1001, 1002], [1003]
 
@@ -90,6 +91,9 @@ class TestLog:
         assert dialogue.find(2) is dialogue.entries[4]
         assert dialogue.find(1) is dialogue.entries[2]
         assert dialogue.find(3) is None
+        assert dialogue.heard(2) is dialogue.entries[3]
+        assert dialogue.heard(1) is None
+        assert dialogue.heard(0) is None  # typed text has no turn
 
 
 class TestPending:
@@ -415,7 +419,7 @@ TestConversation.settings = settings(max_examples=100, stateful_step_count=25)
 
 @pytest.fixture(scope="module")
 def model() -> ChromaModel:
-    return load_checkpoint(find_checkpoint("chroma-tiny"))
+    return load_checkpoint(MINIATURE)
 
 
 class TestOnTheThinker:
@@ -446,8 +450,8 @@ class TestOnTheThinker:
 
     @pytest.mark.parametrize("most", [1, 7, 256])
     def test_several_turns(self, model: ChromaModel, most: int) -> None:
-        config = ChromaConfig.from_folder(find_checkpoint("chroma-tiny"))
-        prompt = ChatPrompt.from_checkpoint(find_checkpoint("chroma-tiny"), config.audio_token)
+        config = ChromaConfig.from_folder(MINIATURE)
+        prompt = ChatPrompt.from_checkpoint(MINIATURE, config.audio_token)
         limits = EngineConfig(max_sessions=3, max_replies=1, thinker_positions=600)
         runner = Runner(model, prompt, limits)
         runner.thinker_cache.k.normal_(), runner.thinker_cache.v.normal_()  # somebody was here

@@ -37,6 +37,7 @@ from chroma_plugin.reply import AudioChunk, EndReason, TurnDone
 from chroma_plugin.session import Session, SpeechEngine
 from chroma_plugin.voice import Voice
 from tests.contract import MAX_REPLY_S, EngineContract, Reply, assert_same_speech, read
+from tests.miniature import MINIATURE
 from tests.recorded import GRAPHS_OFF
 
 SEEDED = SamplingParams(temperature=0.9, top_k=40, seed=7)
@@ -48,7 +49,7 @@ _loaded: dict[str, Parts] = {}
 def shared_parts(config: EngineConfig) -> Parts:
     """The packaged checkpoint, loaded once for all tests; nothing in it changes."""
     if "parts" not in _loaded:
-        _loaded["parts"] = load_parts(EngineConfig())
+        _loaded["parts"] = load_parts(EngineConfig(model=MINIATURE))
     return _loaded["parts"]
 
 

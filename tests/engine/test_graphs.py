@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from chroma_plugin.config import EngineConfig
 from chroma_plugin.engine.clock import PartClock
-from chroma_plugin.engine.graphs import DeviceMode, Graphs, Ladder, cuda_recorder, own_stream
+from chroma_plugin.engine.graphs import (
+    DeviceMode,
+    Graphs,
+    Ladder,
+    cuda_recorder,
+    own_stream,
+    set_threads,
+)
 from chroma_plugin.engine.parts import load_parts
 from chroma_plugin.engine.runner import Runner
+from tests.miniature import MINIATURE
 from tests.recorded import GPU_LIKE, record
 
 
@@ -140,7 +148,7 @@ def test_a_ladder_holds_everything_up_to_its_end(first: int, last: int, size: in
 
 def test_everything_that_can_occur_is_captured() -> None:
     """Whatever sizes are asked for, the shape is one of the captured ones."""
-    parts = load_parts(EngineConfig())
+    parts = load_parts(EngineConfig(model=MINIATURE))
     config = EngineConfig(max_replies=3, thinker_positions=300, backbone_positions=300)
     runner = Runner(parts.model, parts.prompt, config, GPU_LIKE)
     runner.capture()
@@ -156,7 +164,7 @@ def test_everything_that_can_occur_is_captured() -> None:
 
 
 def test_the_backbone_can_be_timed_apart_from_the_depth_decoder() -> None:
-    parts = load_parts(EngineConfig())
+    parts = load_parts(EngineConfig(model=MINIATURE))
     for apart in (False, True):
         config = EngineConfig(
             max_replies=1, thinker_positions=64, backbone_positions=64, time_parts=apart
@@ -173,6 +181,18 @@ def test_a_cpu_runs_every_step_as_it_is_on_its_only_stream() -> None:
     assert DeviceMode.of(torch.device("cpu")) == DeviceMode()
     with own_stream(torch.device("cpu")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "wanted", "threads"),
+    [("cpu", 10, None, 1), ("cpu", 10**9, None, 2), ("cuda", 10, None, 2), ("cpu", 10**9, 3, 3)],
+)
+def test_a_small_model_has_one_thread_of_a_cpu(
+    device: str, parameters: int, wanted: int | None, threads: int
+) -> None:
+    torch.set_num_threads(2)
+    set_threads(torch.device(device), parameters, wanted)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_clock_adds_up_its_parts() -> None:

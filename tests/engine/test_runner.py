@@ -14,6 +14,7 @@ from chroma_plugin.engine.parts import Parts, load_parts
 from chroma_plugin.engine.runner import PIECE_POSITIONS, ReadyVoice, Runner
 from chroma_plugin.voice import Voice
 from tests.host_reads import NoHostReads
+from tests.miniature import MINIATURE
 from tests.recorded import GPU_LIKE, GRAPHS_OFF
 
 SEEDED = SamplingParams(temperature=0.8, top_k=30, top_p=0.95)
@@ -22,7 +23,7 @@ FRAMES = 14
 
 @pytest.fixture(scope="module")
 def parts() -> Parts:
-    return load_parts(EngineConfig())
+    return load_parts(EngineConfig(model=MINIATURE))
 
 
 MODES = {"as_it_is": DeviceMode(), "graphs": GPU_LIKE, "graphs_off": GRAPHS_OFF}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from chroma_plugin.engine.scheduler import (
     FRAME_S,
     PIECES_PER_START,
+    SPARE_S,
     STEPS_PER_PIECE,
     Move,
     Scheduler,
@@ -242,6 +245,110 @@ def test_a_long_prompt_makes_nobody_stutter(
             now_s += max(scheduler.wakes_in_s(now_s) or 0.0, 0.001)
         assert all(slot.in_hand_s(now_s) > -1e-9 for slot in slots if slot.first_out_s is not None)
     assert pieces == 0
+
+
+# -- transcripts -----------------------------------------------------------------------------
+
+
+def test_a_transcript_waits_for_every_prompt_and_for_nobody_else_while_nobody_speaks() -> None:
+    scheduler = Scheduler(rows=1)
+    assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.WRITE
+    assert scheduler.next_move(0.0, unread=True, unwritten=True) is Move.READ
+    for _ in range(3):  # nobody makes frames: one after another
+        scheduler.has_written()
+        assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.WRITE
+    assert scheduler.next_move(0.0, unread=False) is Move.REST
+
+
+def test_a_piece_of_a_transcript_needs_every_stream_well_ahead() -> None:
+    scheduler = Scheduler(rows=2, run_ahead_s=1.0)
+    first, second = speaking(scheduler, "a", "b")
+
+    def move(now_s: float) -> Move:
+        return scheduler.next_move(now_s, unread=False, unwritten=True)
+
+    assert move(0.0) is Move.STEP
+    first.sent(2.0, now_s=0.0)
+    assert move(0.0) is Move.STEP  # the other one waits for its first audio
+    second.sent(SPARE_S + 0.05, now_s=0.0)
+    assert move(0.04) is Move.WRITE
+    assert move(0.06) is Move.STEP
+    assert move(5.0) is Move.STEP  # both ran dry
+
+
+def test_at_most_one_piece_of_a_transcript_falls_between_two_frames() -> None:
+    scheduler = Scheduler(rows=1)
+    (slot,) = speaking(scheduler, "a")
+    slot.sent(100.0, now_s=0.0)
+    for _ in range(5):
+        assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.WRITE
+        scheduler.has_written()
+        assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.STEP
+        scheduler.stepped()
+
+
+def test_a_reply_in_line_goes_before_any_transcript() -> None:
+    scheduler = Scheduler(rows=1, run_ahead_s=1.0)
+    (slot,) = speaking(scheduler, "a")
+    scheduler.submit(ticket("b"))
+    slot.sent(0.9, now_s=0.0)
+    assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.STEP
+    slot.sent(0.9, now_s=0.0)
+    scheduler.begin_beat(0.0)  # it pauses: the device would do nothing
+    assert scheduler.next_move(0.0, unread=False, unwritten=True) is Move.WRITE
+
+
+@given(
+    streams=st.integers(1, 8),
+    step_ms=st.floats(1.0, 35.0),
+    piece_ms=st.floats(1.0, 280.0),
+    pieces=st.integers(0, 60),
+    run_ahead_s=st.sampled_from([0.5, 2.0, math.inf]),
+)
+def test_transcripts_make_nobody_stutter_and_are_made(
+    streams: int, step_ms: float, piece_ms: float, pieces: int, run_ahead_s: float
+) -> None:
+    """As long as a step takes half a frame's time and a piece less than what is spare."""
+    scheduler = Scheduler(rows=streams, run_ahead_s=run_ahead_s)
+    slots = speaking(scheduler, *map(str, range(streams)))
+    now_s = 0.0
+    for _ in range(2000):
+        scheduler.begin_beat(now_s)
+        move = scheduler.next_move(now_s, unread=False, unwritten=pieces > 0)
+        if move is Move.WRITE:
+            assert all(slot.in_hand_s(now_s) >= SPARE_S for slot in slots)
+            pieces -= 1
+            now_s += piece_ms / 1000
+            scheduler.has_written()
+        elif move is Move.STEP:
+            now_s += step_ms / 1000
+            for slot in scheduler.acting:
+                slot.sent(FRAME_S, now_s)
+            scheduler.stepped()
+        else:
+            assert not pieces
+            now_s += max(scheduler.wakes_in_s(now_s) or 0.0, 0.001)
+        assert all(slot.in_hand_s(now_s) > -1e-9 for slot in slots if slot.first_out_s is not None)
+    assert pieces == 0
+
+
+@given(streams=st.integers(1, 4), step_ms=st.floats(80.0, 200.0))
+def test_where_nobody_gets_ahead_a_transcript_waits_until_they_end(
+    streams: int, step_ms: float
+) -> None:
+    scheduler = Scheduler(rows=streams)
+    slots = speaking(scheduler, *map(str, range(streams)))
+    now_s = 0.0
+    for _ in range(200):
+        scheduler.begin_beat(now_s)
+        assert scheduler.next_move(now_s, unread=False, unwritten=True) is Move.STEP
+        now_s += step_ms / 1000
+        for slot in slots:
+            slot.sent(FRAME_S, now_s)
+        scheduler.stepped()
+    for slot in slots:
+        scheduler.release(slot)
+    assert scheduler.next_move(now_s, unread=False, unwritten=True) is Move.WRITE
 
 
 class AnyOrder(RuleBasedStateMachine):

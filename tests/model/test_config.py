@@ -14,11 +14,10 @@ from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.layers import Llama3Scaling, TransformerConfig
 from chroma_plugin.model.thinker import AudioTowerConfig
-from chroma_plugin.model.weights import find_checkpoint
+from tests.miniature import MINIATURE
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
-TINY = find_checkpoint("chroma-tiny")
-RAW = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+RAW = json.loads((MINIATURE / "config.json").read_text(encoding="utf-8"))
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -57,9 +56,9 @@ def refused(raw: Any, *words: str) -> None:
 
 
 class TestRead:
-    def test_the_packaged_checkpoint(self) -> None:
-        config = ChromaConfig.from_folder(TINY)
-        assert config.name == "chroma-tiny"
+    def test_a_small_checkpoint(self) -> None:
+        config = ChromaConfig.from_folder(MINIATURE)
+        assert config.name == MINIATURE.name
         assert config.weights == "random"
         assert config.text.mrope_section == (4, 4, 4)
         assert config.text.qkv_bias
@@ -71,7 +70,9 @@ class TestRead:
         assert (config.codebook_size, config.eos_code) == (256, 0)
         assert not config.tied_lm_head
         ids = (config.text_start, config.text_end, config.im_end, config.audio_token)
-        tokens = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        tokens = json.loads((MINIATURE / "tokenizer.json").read_text(encoding="utf-8"))[
+            "added_tokens"
+        ]
         names = {token["id"]: token["content"] for token in tokens}
         assert [names[i] for i in ids] == [
             "<|text_start|>",

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from chroma_plugin.bench.sizes import sizes
-from chroma_plugin.config import DEFAULT_MODEL, EngineConfig, Quantize
+from chroma_plugin.config import EngineConfig, Quantize
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.layers import KVCache, Rope, rope_frequencies
 from chroma_plugin.model.memory import (
     RELEASED,
+    TRANSCRIPT_ROWS,
     Needs,
     Unallocated,
     cache_bytes,
@@ -22,10 +23,10 @@ from chroma_plugin.model.memory import (
     weight_bytes,
 )
 from chroma_plugin.model.quantize import count_bytes
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
+from tests.miniature import MINIATURE
 
-TINY = find_checkpoint(DEFAULT_MODEL)
-CONFIG = ChromaConfig.from_folder(TINY)
+CONFIG = ChromaConfig.from_folder(MINIATURE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -33,7 +34,7 @@ CONFIG = ChromaConfig.from_folder(TINY)
 def test_the_bytes_of_weights_are_those_of_a_loaded_model(
     kind: Quantize, dtype: torch.dtype
 ) -> None:
-    model = load_checkpoint(TINY, dtype=dtype, quantize=kind)
+    model = load_checkpoint(MINIATURE, dtype=dtype, quantize=kind)
     assert weight_bytes(CONFIG, dtype, kind) == count_bytes(model)
 
 
@@ -45,7 +46,7 @@ def test_the_released_needs_are_those_of_the_released_sizes() -> None:
 def test_the_bytes_of_caches() -> None:
     limits = EngineConfig(max_replies=2, thinker_positions=64, backbone_positions=128)
     like = torch.empty(0, dtype=torch.bfloat16)
-    thinker = KVCache.empty(CONFIG.text, 8, 64, like)
+    thinker = KVCache.empty(CONFIG.text, 8 + TRANSCRIPT_ROWS, 64, like)
     backbone = KVCache.empty(CONFIG.backbone, 2, 128, like)
     held = thinker.nbytes + backbone.nbytes
     assert cache_bytes(CONFIG, torch.bfloat16, limits) == held
@@ -55,7 +56,7 @@ def test_the_bytes_of_caches() -> None:
 
 def test_the_most_exact_weights_that_fit_are_named() -> None:
     needs, one = RELEASED[torch.bfloat16], EngineConfig(max_replies=1, thinker_rows=1)
-    found = [needs.fitting(gigabytes * 1e9, one) for gigabytes in (12, 11, 7.2, 7, 5.3, 5)]
+    found = [needs.fitting(gigabytes * 1e9, one) for gigabytes in (12.1, 11, 7.3, 7, 5.4, 5)]
     assert found == ["none", "int8", "int8", "int4", "int4", None]
 
 

@@ -24,15 +24,14 @@ from chroma_plugin.model.prompt import (
     feature_extractor,
     lay_out_voice,
 )
-from chroma_plugin.model.weights import find_checkpoint
 from tests.golden import folders, load
+from tests.miniature import MINIATURE
 
-FOLDER = find_checkpoint("chroma-tiny")
-CONFIG = ChromaConfig.from_folder(FOLDER)
+CONFIG = ChromaConfig.from_folder(MINIATURE)
 AUDIO = CONFIG.audio_token
-PROMPT = ChatPrompt.from_checkpoint(FOLDER, AUDIO)
-TOKENIZER = PreTrainedTokenizerFast.from_pretrained(FOLDER)
-TEMPLATE = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+PROMPT = ChatPrompt.from_checkpoint(MINIATURE, AUDIO)
+TOKENIZER = PreTrainedTokenizerFast.from_pretrained(MINIATURE)
+TEMPLATE = (MINIATURE / "chat_template.jinja").read_text(encoding="utf-8")
 HARD = [
     "Zoë's naïve façade — “déjà vu”…",
     "你好世界 こんにちは",
@@ -91,7 +90,7 @@ class TestPieces:
 
     def test_a_tokenizer_that_begins_every_text_with_a_token(self) -> None:
         """As Llama's do; the template has written all the special tokens there are to be."""
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(MINIATURE)
         first = "<|endoftext|>"
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
@@ -158,7 +157,7 @@ class TestWholeConversation:
 
 
 def broken(template: str | None) -> ChatPrompt:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(MINIATURE)
     tokenizer.chat_template = None
     return ChatPrompt(tokenizer, template, AUDIO)
 
@@ -218,7 +217,7 @@ def folder(tmp_path: Path) -> Path:
         "chat_template.jinja",
         "preprocessor_config.json",
     ):
-        shutil.copy(FOLDER / name, tmp_path)
+        shutil.copy(MINIATURE / name, tmp_path)
     return tmp_path
 
 

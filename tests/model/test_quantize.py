@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chroma_plugin.config import DEFAULT_MODEL, EngineConfig, Quantize
+from chroma_plugin.config import EngineConfig, Quantize
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.model import quantize
 from chroma_plugin.model.chroma import ChromaModel
@@ -28,13 +28,13 @@ from chroma_plugin.model.quantize import (
     quantize_layers,
     require_support,
 )
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint, released_layout
+from chroma_plugin.model.weights import load_checkpoint, released_layout
 from tests.host_reads import NoHostReads
+from tests.miniature import MINIATURE
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OFF = {"int8": 0.01, "fp8": 0.04, "int4": 0.13}
 """How far weights and results may be off, by the size of all of them."""
-TINY = find_checkpoint(DEFAULT_MODEL)
 CPU = torch.device("cpu")
 
 
@@ -157,7 +157,7 @@ def test_a_forward_asks_nothing_of_the_device(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_asks_nothing_of_the_device(kind: Kind) -> None:
-    model = load_checkpoint(TINY, quantize=kind)
+    model = load_checkpoint(MINIATURE, quantize=kind)
     config, x, at = model.config.backbone, torch.randn(2, 1, 96), torch.zeros(2, 1).long()
     with torch.inference_mode():
         cache, steps = KVCache.empty(config, 2, 4), model.depth.new_steps(2)
@@ -208,13 +208,13 @@ def test_a_kind_that_does_not_exist_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def plain() -> ChromaModel:
-    return load_checkpoint(TINY)
+    return load_checkpoint(MINIATURE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_is_loaded_into_quantised_layers(kind: Kind, plain: ChromaModel) -> None:
-    model = load_checkpoint(TINY, quantize=kind)
-    weights, stored = dict(named_weights(model)), load_file(TINY / "model.safetensors")
+    model = load_checkpoint(MINIATURE, quantize=kind)
+    weights, stored = dict(named_weights(model)), load_file(MINIATURE / "model.safetensors")
     assert weights.keys() == dict(named_weights(plain)).keys()
     assert released_layout(model).keys() == stored.keys()
     for name, tensor in named_weights(plain):
@@ -237,18 +237,18 @@ def test_fewer_bits_take_less_memory(plain: ChromaModel) -> None:
         return sum(count_bytes(m) for m in model.modules() if isinstance(m, nn.Linear | QuantLinear)
                    and m not in set(model.codec.modules()))  # fmt: skip
 
-    taken = [transformers(load_checkpoint(TINY, quantize=kind)) for kind in ("int8", "int4")]
+    taken = [transformers(load_checkpoint(MINIATURE, quantize=kind)) for kind in ("int8", "int4")]
     whole = transformers(plain)
     assert taken[0] < 0.3 * whole
     assert taken[1] < 0.8 * taken[0]
-    assert count_bytes(load_checkpoint(TINY, quantize="fp8")) < count_bytes(plain)
+    assert count_bytes(load_checkpoint(MINIATURE, quantize="fp8")) < count_bytes(plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stack_is_close_to_the_one_it_replaces(kind: Kind, plain: ChromaModel) -> None:
     x, positions = torch.randn(2, 9, 96), torch.arange(9).expand(2, -1)
     out = []
-    for model in (plain, load_checkpoint(TINY, quantize=kind)):
+    for model in (plain, load_checkpoint(MINIATURE, quantize=kind)):
         stack = model.backbone.transformer
         with torch.inference_mode():
             out.append(stack(x, positions, KVCache.empty(stack.config, 2, 9)))
@@ -256,12 +256,12 @@ def test_a_stack_is_close_to_the_one_it_replaces(kind: Kind, plain: ChromaModel)
 
 
 def test_a_head_that_is_the_embedding_stays_it(tmp_path: Path) -> None:
-    shutil.copytree(TINY, tmp_path / "tied")
+    shutil.copytree(MINIATURE, tmp_path / "tied")
     config = (tmp_path / "tied" / "config.json").read_text()
     tied = config.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
     assert tied != config
     (tmp_path / "tied" / "config.json").write_text(tied)
-    tensors = load_file(TINY / "model.safetensors")
+    tensors = load_file(MINIATURE / "model.safetensors")
     head = tensors.pop("thinker.lm_head.weight")
     save_file(tensors, tmp_path / "tied" / "model.safetensors")
     model = load_checkpoint(tmp_path / "tied", quantize="int8")

@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ from chroma_plugin.model.weights import (
     released_layout,
 )
 from chroma_plugin.training.tiny import save_checkpoint
+from tests.miniature import MINIATURE
 
 ASSETS = Path(__file__).parents[1] / "assets"
 GOLDEN = ASSETS / "golden" / "single_turn"
-TINY = find_checkpoint(DEFAULT_MODEL)
 ACOUSTIC = "codec_model.quantizer.acoustic_residual_vector_quantizer.layers"
 
 LLAMA = {
@@ -167,7 +168,7 @@ class Checkpoint:
 def tiny(tmp_path: Path) -> Checkpoint:
     """A copy of chroma-tiny."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(TINY, folder)
+    shutil.copytree(MINIATURE, folder)
     config = json.loads((folder / "config.json").read_text())
     return Checkpoint(folder, config, load_file(folder / "model.safetensors"))
 
@@ -289,7 +290,7 @@ def write_holes(path: Path, shapes: dict[str, list[int]]) -> None:
 # -- loading -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", [TINY, GOLDEN], ids=["chroma-tiny", "golden"])
+@pytest.mark.parametrize("folder", [MINIATURE, GOLDEN], ids=["chroma-tiny", "golden"])
 def test_a_loaded_model_holds_what_the_file_holds(folder: Path) -> None:
     same_as_stored(load_checkpoint(folder), load_file(folder / "model.safetensors"))
 
@@ -319,12 +320,12 @@ def test_fused_projections_stand_in_order() -> None:
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path, kind: torch.dtype) -> None:
-    first = load_checkpoint(TINY)
-    shutil.copy(TINY / "config.json", tmp_path)
+    first = load_checkpoint(MINIATURE)
+    shutil.copy(MINIATURE / "config.json", tmp_path)
     save_checkpoint(first, tmp_path, kind)
     stored = load_file(tmp_path / "model.safetensors")
     assert {t.dtype for t in stored.values()} == {kind}
-    assert stored.keys() == load_file(TINY / "model.safetensors").keys()
+    assert stored.keys() == load_file(MINIATURE / "model.safetensors").keys()
     second = load_checkpoint(tmp_path)
     same_as_stored(second, stored)
     if kind != torch.float16:  # chroma-tiny's are bfloat16 values
@@ -348,7 +349,7 @@ def test_codec_and_rotary_frequencies_stay_float32(dtype: torch.dtype) -> None:
 
 
 def test_a_loaded_model_is_for_inference() -> None:
-    model = load_checkpoint(TINY)
+    model = load_checkpoint(MINIATURE)
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(m.training for m in model.modules())
 
@@ -380,7 +381,7 @@ def test_shards_and_index(tiny: Checkpoint) -> None:
     same_as_stored(load_checkpoint(tiny.folder), tiny.tensors)
     report = check_checkpoint(tiny.folder)
     assert report.bytes == sum(s.stat().st_size for s in shards)
-    assert report.parameters == count(load_checkpoint(TINY))
+    assert report.parameters == count(load_checkpoint(MINIATURE))
     tiny.index.unlink()  # is only needed to see what is missing
     same_as_stored(load_checkpoint(tiny.folder), tiny.tensors)
 
@@ -433,7 +434,7 @@ def test_the_depth_decoder_shares_the_audio_table_unless_the_file_has_another(
     assert (DEPTH_AUDIO_TABLE in released_layout(model)) == (stored == "another")
     same_as_stored(model, tiny.tensors)
     (again := tiny.folder / "again").mkdir()
-    shutil.copy(TINY / "config.json", again)
+    shutil.copy(MINIATURE / "config.json", again)
     save_checkpoint(model, again, torch.bfloat16)
     same_as_stored(load_checkpoint(again, dtype=dtype), tiny.tensors)
 
@@ -451,7 +452,7 @@ def test_of_32_quantizers_8_are_loaded(tiny: Checkpoint) -> None:
         for name in ("cluster_usage", "embed_sum", "initialized"):
             like = tiny.tensors[f"{ACOUSTIC}.0.codebook.{name}"]
             tiny.tensors[f"{ACOUSTIC}.{level}.codebook.{name}"] = torch.full_like(like, 9)
-    model, plain = load_checkpoint(tiny.write()), load_checkpoint(TINY)
+    model, plain = load_checkpoint(tiny.write()), load_checkpoint(MINIATURE)
     same_as_stored(model, tiny.tensors)
     sound = torch.randn(1, 1, 9600) * 0.1
     codes = model.codec.encode(sound)
@@ -692,11 +693,11 @@ def test_a_config_of_no_possible_model(
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damaged")
-    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+    shutil.copytree(MINIATURE, folder, dirs_exist_ok=True)
     return folder
 
 
-HEADER = 8 + struct.unpack("<Q", (TINY / "model.safetensors").read_bytes()[:8])[0]
+HEADER = 8 + struct.unpack("<Q", (MINIATURE / "model.safetensors").read_bytes()[:8])[0]
 
 
 @settings(max_examples=40)
@@ -722,7 +723,8 @@ def test_a_damaged_header_is_no_crash(scratch: Path, at: int, byte: int) -> None
 
 
 def test_the_packaged_checkpoint_and_folders_are_found(tmp_path: Path) -> None:
-    assert find_checkpoint(DEFAULT_MODEL) == find_checkpoint(Path(DEFAULT_MODEL)) == TINY
+    packaged = Path(str(files("chroma_plugin") / "assets" / DEFAULT_MODEL))
+    assert find_checkpoint(DEFAULT_MODEL) == find_checkpoint(Path(DEFAULT_MODEL)) == packaged
     assert find_checkpoint(tmp_path) == find_checkpoint(str(tmp_path)) == tmp_path
 
 
@@ -839,7 +841,7 @@ def test_code_in_a_checkpoint_is_never_run(tiny: Checkpoint, tmp_path: Path) -> 
     model = load_checkpoint(folder)
     same_as_stored(model, tiny.tensors)
     prompt = ChatPrompt.from_checkpoint(folder, model.config.audio_token)
-    plain = ChatPrompt.from_checkpoint(TINY, model.config.audio_token)
+    plain = ChatPrompt.from_checkpoint(MINIATURE, model.config.audio_token)
     assert prompt.user("Hello.") == plain.user("Hello.")
     assert feature_extractor(folder).feature_size == 128
     assert not marker.exists()

@@ -34,15 +34,14 @@ from typing import Any
 import pytest
 import torch
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.weights import (
     AUDIO_TABLE,
     DEPTH_AUDIO_TABLE,
-    find_checkpoint,
     released_layout,
 )
+from tests.miniature import MINIATURE
 
 MB = 1_000_000
 SLACK = 100 * MB
@@ -108,9 +107,7 @@ def write_large(folder: Path, gigabytes: float) -> int:
     Returns:
         Bytes of the largest shard.
     """
-    config: dict[str, Any] = json.loads(
-        (find_checkpoint(DEFAULT_MODEL) / "config.json").read_text()
-    )
+    config: dict[str, Any] = json.loads((MINIATURE / "config.json").read_text())
     text, backbone = config["thinker_config"]["text_config"], config["backbone_config"]
     for section in (text, backbone):
         section |= {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "head_dim": WIDTH // 4}
