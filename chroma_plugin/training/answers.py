@@ -4,6 +4,7 @@ language model behind an OpenAI-compatible chat endpoint. Knows nothing of sound
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import urllib.error
@@ -45,6 +46,14 @@ class Answers(Protocol):
     def reference(self, rng: np.random.Generator) -> str:
         """What may be said in a reference clip, about 4 s."""
 
+    @property
+    def source(self) -> str:
+        """What its texts depend on, in a few words: another one, other texts.
+
+        Raises:
+            ChromaError: it cannot be read.
+        """
+
 
 class Domain:
     """The built-in world; what is held out are phrasings, see `domain.HELD_OUT`."""
@@ -56,6 +65,11 @@ class Domain:
     def reference(self, rng: np.random.Generator) -> str:
         """Sentences that are no answers."""
         return domain.reference_text(rng, 1)
+
+    @property
+    def source(self) -> str:
+        """A hash of its texts."""
+        return f"domain {domain.fingerprint()}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,15 @@ class PairsFile:
             row = rows[rng.integers(len(rows))]
             text = f"{text} {row[rng.integers(len(row))].answer}".strip()
         return text
+
+    @property
+    def source(self) -> str:
+        """A hash of what the file holds, wherever it lies."""
+        try:
+            held = hashlib.sha256(Path(self.path).read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise ChromaError(f"{self.path}: cannot be read ({error}).") from error
+        return f"pairs {held}, {self.held_out_share:g} held out"
 
     @cached_property
     def _dialogues(self) -> dict[bool, list[Dialogue]]:
@@ -140,6 +163,11 @@ class ChatEndpoint:
     def reference(self, rng: np.random.Generator) -> str:
         """As the questions' own source gives them."""
         return self.questions.reference(rng)
+
+    @property
+    def source(self) -> str:
+        """Address, model and instruction, and what the questions depend on."""
+        return f"{self.model} at {self.url}, {self.system!r}; questions: {self.questions.source}"
 
     def _ask(self, before: Sequence[Exchange], question: str, seed: int) -> str:
         messages = [{"role": "system", "content": self.system}]

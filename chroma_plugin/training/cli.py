@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from chroma_plugin.errors import ChromaError
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -45,11 +47,17 @@ def train(
 
     result = train_recipe(recipe, out.print)
     if as_json:
-        figures = {name: dict(row) for name, row in result.figures.items()}
-        print(
-            json.dumps(
-                {"folder": str(result.folder), "stopped": result.stopped, "figures": figures}
-            )
-        )
+        line = {
+            "folder": str(result.folder),
+            "stopped": result.stopped,
+            "missed": list(result.missed),
+            "figures": {name: dict(row) for name, row in result.figures.items()},
+        }
+        print(json.dumps(line))
     if result.stopped:
         raise typer.Exit(130)
+    if result.missed:
+        raise ChromaError(
+            f"{result.folder} is there, but it misses the bar in the recipe's [export]: "
+            f"{'; '.join(result.missed)}. Give its stages more minutes, or lower the bar."
+        )

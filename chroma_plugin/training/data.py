@@ -156,8 +156,8 @@ def build(
         threads: dialogues of a shard that are spoken at a time.
 
     Raises:
-        ChromaError: the folder holds records of another plan, a speaker or endpoint does not work,
-            or no dialogue at all can be made; says what to do.
+        ChromaError: the folder holds records of another plan or of other texts, a speaker or
+            endpoint does not work, or no dialogue at all can be made; says what to do.
     """
     folder = Path(folder)
     speaker = EspeakSpeaker() if speaker is None else speaker
@@ -392,15 +392,23 @@ def _sum(total: Summary, part: Summary) -> Summary:
 
 
 def _keep_plan(plan: DataPlan, answers: Answers, speaker: Speaker[Any], folder: Path) -> None:
-    """Writes plan.json, or checks that it is of the same plan."""
+    """Writes plan.json, or checks that it is of the same plan and of the same texts."""
     kinds = {"answers": type(answers).__name__, "speaker": type(speaker).__name__}
-    text = json.dumps({**asdict(plan), **kinds}, indent=1) + "\n"
+    text = json.dumps({**asdict(plan), **kinds, "source": answers.source}, indent=1) + "\n"
     path = folder / "plan.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         replace_file(path, text.encode())
-    elif path.read_text("utf-8") != text:
+        return
+    wanted, found = json.loads(text), json.loads(path.read_text("utf-8"))
+    source = found.pop("source", wanted["source"])  # which folders of old do not tell
+    if found != {name: value for name, value in wanted.items() if name != "source"}:
         raise ChromaError(
             f"{path}: this folder holds records of another plan; give the new plan a new folder, "
             "or delete this one."
+        )
+    if source != wanted["source"]:
+        raise ChromaError(
+            f"{path}: this folder holds records of other texts ({source}) than there are now "
+            f"({wanted['source']}); give these a new folder, or delete this one."
         )

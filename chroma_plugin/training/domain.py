@@ -9,6 +9,7 @@ goes on from. `""` is the topic of an exchange that nothing goes on from.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -224,6 +225,15 @@ def _answers() -> tuple[str, ...]:
 def answers() -> list[str]:
     """Every answer of this world, sorted; over 200."""
     return list(_answers())
+
+
+@cache
+def fingerprint() -> str:
+    """A hash of every text of this world and of how often what is drawn: equal for equal worlds."""
+    words = {name: getattr(say, name) for name in dir(say) if name.isupper()}
+    drawn = (HELD_OUT_SHARE, FOLLOW_UP, AGAIN, ORNAMENTED)
+    whole = repr((words, drawn, list(_everything())))
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 # -- conversations -------------------------------------------------------------------------------

@@ -85,7 +85,11 @@ def dry_run(
     with torch.device("meta"):
         model = ChromaModel(config)
     module = SpeechModule(model.to(torch.bfloat16), plan)
-    task = SpeakingTask(module, config, lambda rng: _made_up(config, rng, frames, tokens))
+
+    def draw(rng: np.random.Generator, count: int) -> list[Spoken]:  # each after its own voice
+        return [_made_up(config, rng, frames, tokens) for _ in range(count)]
+
+    task = SpeakingTask(module, config, draw)
     batch = SpeechBatch(*(tensor.to("meta") for tensor in task.batch(0)))
     with _saved_bytes(module) as saved:
         loss = task.losses(batch, Progress())["loss"]

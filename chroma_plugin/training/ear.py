@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, Samples, resample
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.layers import KVCache
 from chroma_plugin.model.listener import Listener, LogMel
-from chroma_plugin.model.prompt import PromptFormat
+from chroma_plugin.model.prompt import ChatPrompt, PromptFormat, feature_extractor
+from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.training.codec.judge import copy_of, whole_frames
 from chroma_plugin.training.lessons import SYSTEM, WRITE_DOWN, words_of
 from chroma_plugin.training.records import Record
 
@@ -75,6 +78,26 @@ class Ear:
             x = model.embed_tokens([token])
         return prompt.decode(ids)
 
+    def write_down_reply(self, samples: Samples) -> str:
+        """What is said in a reply, float32 at 24 kHz."""
+        return self.write_down(resample(samples, OUTPUT_RATE_HZ, INPUT_RATE_HZ))
+
+    def through_codec(self, samples: Samples) -> Samples:
+        """Speech at 24 kHz as the model's codec gives it back, in whole frames."""
+        return copy_of(self.model.codec, whole_frames(samples))[0]
+
+
+def load_ear(model: str | Path) -> Ear:
+    """An ear on the CPU, of a checkpoint as `--model` names one.
+
+    Raises:
+        CheckpointError: it cannot be found or loaded.
+    """
+    folder = find_checkpoint(model)
+    loaded = load_checkpoint(folder)
+    prompt = ChatPrompt.from_checkpoint(folder, loaded.config.audio_token)
+    return Ear(loaded, prompt, LogMel(feature_extractor(folder)))
+
 
 @dataclass(frozen=True, slots=True)
 class Replied:
@@ -101,7 +124,7 @@ class Examination:
 
     Attributes:
         right: the thinker's text is the right answer.
-        understood: what the ear writes down is what the thinker chose to say.
+        understood: what the ear writes down is what the thinker chose to say, a word or more.
         ended: they ended by themselves.
     """
 
@@ -133,7 +156,7 @@ def examine(
     count = max(len(heard), 1)
     return Examination(
         right=sum(words_of(h.text) == words_of(h.wanted) for h in heard) / count,
-        understood=sum(words_of(h.written) == words_of(h.text) for h in heard) / count,
+        understood=sum(words_of(h.written) == words_of(h.text) != "" for h in heard) / count,
         ended=sum(h.ended for h in heard) / count,
         replies=tuple(heard),
     )
@@ -162,7 +185,7 @@ def _asked(ear: Ear, record: Record, max_frames: int) -> Replied:
     return Replied(
         wanted=record.turns[-1].answer.text,
         text=prompt.decode(said),
-        written=ear.write_down(resample(audio, OUTPUT_RATE_HZ, INPUT_RATE_HZ)),
+        written=ear.write_down_reply(audio),
         ended=made.ended,
         audio=audio,
     )

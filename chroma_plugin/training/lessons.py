@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chroma_plugin.audio import Samples
-from chroma_plugin.config import DEFAULT_INSTRUCTIONS
+from chroma_plugin.config import DEFAULT_INSTRUCTIONS, TRANSCRIPT_INSTRUCTIONS
 from chroma_plugin.model.listener import FLOOR, LogMel
 from chroma_plugin.model.prompt import PromptFormat
 from chroma_plugin.model.thinker import BLOCK_FRAMES, audio_positions
 
-WRITE_DOWN = "Write down what was said."
+WRITE_DOWN = TRANSCRIPT_INSTRUCTIONS
 """The instruction that makes a thinker trained here transcribe the user instead of answering."""
 SYSTEM = (
     DEFAULT_INSTRUCTIONS,

@@ -21,108 +21,26 @@ from chroma_plugin.errors import ConfigError
 from chroma_plugin.training.codec import CodecPlan
 from chroma_plugin.training.data import DataPlan
 from chroma_plugin.training.loop import LoopPlan
+from chroma_plugin.training.options import (
+    CodecOptions,
+    DataOptions,
+    EncodeOptions,
+    ExportOptions,
+    SpeechOptions,
+    ThinkerOptions,
+)
 from chroma_plugin.training.speaking import SpeakingPlan
 from chroma_plugin.training.thinker import ThinkerPlan
-from chroma_plugin.training.tiny import PACKAGED, TRAINABLE, TinySizes
+from chroma_plugin.training.tiny import SMALLEST, TRAINABLE, TinySizes
 
 T = TypeVar("T")
 
 STAGES = ("data", "codec", "encode", "thinker", "speech", "depth", "export")
 """In the order in which they run: `speech` is stage one, `depth` stage two."""
 PACKAGED_RECIPE = Path(__file__).parent / "tiny.toml"
-SIZES = {"trainable": TRAINABLE, "packaged": PACKAGED}
+SIZES = {"trainable": TRAINABLE, "smallest": SMALLEST}
 NOT_IN_A_FILE = {"loop", "config", "weights", "resolutions", "seed", "device"}
 """Fields that follow from others, or that nobody should set by hand."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """How the records are made.
-
-    Attributes:
-        pairs: a file of dialogues as `PairsFile` reads it; empty: the small world.
-        speaker: `espeak`, or a command as `CommandSpeaker` takes it.
-        voices, held_out_voices: what `{voice}` may be in that command.
-        workers: processes.
-        threads: dialogues that each of them speaks at a time.
-    """
-
-    pairs: str = ""
-    speaker: str = "espeak"
-    voices: tuple[str, ...] = ("default",)
-    held_out_voices: tuple[str, ...] = ()
-    workers: int = 1
-    threads: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class CodecOptions:
-    """What the codec learns from.
-
-    Attributes:
-        corpus_minutes: speech, of voices and texts of its own.
-        held_out_minutes: likewise, to be judged by.
-        take: a checkpoint folder whose codec is taken as it is; nothing is trained then.
-    """
-
-    corpus_minutes: float = 120.0
-    held_out_minutes: float = 4.0
-    take: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeOptions:
-    """How codes are made.
-
-    Attributes:
-        variants: how often each clip is encoded, begun at another place within a frame.
-        batch: clips encoded at a time.
-    """
-
-    variants: int = 4
-    batch: int = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkerOptions:
-    """Where the thinker comes from.
-
-    Attributes:
-        take: a checkpoint folder whose thinker and tokenizer are taken as they are; nothing is
-            trained then.
-    """
-
-    take: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechOptions:
-    """What replies there are to learn from.
-
-    Attributes:
-        said: share of the answers that are spoken word for word, without a question before.
-        references: share of replies whose text is that of another reference clip.
-        held_out: records of an evaluation.
-    """
-
-    said: float = 0.1
-    references: float = 0.15
-    held_out: int = 120
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """What is shipped.
-
-    Attributes:
-        dtype: of thinker, backbone and depth decoder.
-        codec_dtype: of a codec trained here; one that was there before is kept in float32.
-        examined: held-out questions that the finished checkpoint is asked.
-    """
-
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    codec_dtype: Literal["float32", "float16"] = "float16"
-    examined: int = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +86,9 @@ class Recipe:
         parts = [
             dataclasses.replace(p, loop=LOOP) if isinstance(p, CodecPlan) else p for p in parts
         ]
+        asked = self.data_options
+        if asked.endpoint:  # which `repr` leaves out, as `options` says
+            parts.append((asked.endpoint, asked.endpoint_model, asked.questions))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

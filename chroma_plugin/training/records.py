@@ -221,7 +221,7 @@ class Records(Sequence[Record]):
         references = tuple(self._references(shard, dialogue["speaker"]))
         return Record(turns, references, speaker["voice"], name, dialogue["user_voice"])
 
-    @property
+    @cached_property
     def dialogues(self) -> list[int]:
         """The numbers of the records that are the last turn of their dialogue: all of it."""
         ends = [place[:2] for place in self._places]

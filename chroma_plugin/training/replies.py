@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from chroma_plugin.model.prompt import PromptFormat
 from chroma_plugin.training.lessons import SYSTEM, Lesson
 from chroma_plugin.training.reasoner import Reasoned
 from chroma_plugin.training.records import Clip, Records
-from chroma_plugin.training.spoken import Spoken
+from chroma_plugin.training.spoken import Codes, Spoken
 
 
 def saying(prompt: PromptFormat, text: str) -> Lesson:
@@ -30,7 +31,7 @@ def texts_of(records: Records) -> list[str]:
     return sorted({clip.text for clip in records.clips})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Replies:
     """Draws replies.
 
@@ -57,23 +58,34 @@ class Replies:
                 "recorded; reason them anew"
             )
 
-    def draw(self, rng: np.random.Generator) -> Spoken:
-        """One reply, in any of its encodings, after any reference clip of its voice."""
-        dialogue = int(rng.integers(len(self.records.dialogues)))
-        turn = int(rng.integers(len(self.answered[dialogue])))
-        record = self.records[self.records.dialogues[dialogue]]
-        first = int(rng.integers(len(record.references)))
-        reference = record.references[first]
-        if len(record.references) > 1 and rng.random() < self.references:
-            other = (first + int(rng.integers(1, len(record.references)))) % len(record.references)
-            target = record.references[other]
-            reasoned = self.said[target.text]
-        else:
-            target = record.turns[turn].answer
-            exact = rng.random() < self.word_for_word
-            reasoned = self.said[target.text] if exact else self.answered[dialogue][turn]
-        variants = [int(rng.integers(c.shard.encoded.variants)) for c in (reference, target)]
-        return self._spoken(reference, target, reasoned, variants)
+    def draw(self, rng: np.random.Generator, count: int = 1) -> list[Spoken]:
+        """Replies of one voice after one of its reference clips, each in any of its encodings.
+
+        Args:
+            rng: what is drawn by.
+            count: how many.
+        """
+        first = int(rng.integers(len(self.records.dialogues)))
+        dialogues = self._of_voice[self._voices[first]]
+        references = self.records[self.records.dialogues[first]].references
+        chosen = int(rng.integers(len(references)))
+        reference = references[chosen]
+        heard = reference.codes(_any_variant(reference, rng))
+        drawn = []
+        for _ in range(count):
+            if len(references) > 1 and rng.random() < self.references:
+                other = (chosen + int(rng.integers(1, len(references)))) % len(references)
+                target = references[other]
+                reasoned = self.said[target.text]
+            else:
+                dialogue = dialogues[int(rng.integers(len(dialogues)))]
+                turn = int(rng.integers(len(self.answered[dialogue])))
+                target = self.records[self.records.dialogues[dialogue]].turns[turn].answer
+                exact = rng.random() < self.word_for_word
+                reasoned = self.said[target.text] if exact else self.answered[dialogue][turn]
+            codes = target.codes(_any_variant(target, rng))
+            drawn.append(self._spoken(reference.text, heard, reasoned, codes))
+        return drawn
 
     def first(self, count: int) -> list[Spoken]:
         """The first replies as they are, after the first reference clip: to measure by."""
@@ -82,16 +94,33 @@ class Replies:
             record = self.records[number]
             for turn, one in zip(record.turns, reasoned, strict=True):
                 if len(found) < count:
-                    found.append(self._spoken(record.references[0], turn.answer, one, [0, 0]))
+                    reference = record.references[0]
+                    codes = turn.answer.codes()
+                    found.append(self._spoken(reference.text, reference.codes(), one, codes))
         return found
 
-    def _spoken(
-        self, reference: Clip, target: Clip, reasoned: Reasoned, variants: Sequence[int]
-    ) -> Spoken:
+    @cached_property
+    def _voices(self) -> list[str]:
+        """The voice that answers in each dialogue."""
+        return [self.records[number].speaker for number in self.records.dialogues]
+
+    @cached_property
+    def _of_voice(self) -> dict[str, list[int]]:
+        """The dialogues that each voice answers in."""
+        found: dict[str, list[int]] = {}
+        for dialogue, voice in enumerate(self._voices):
+            found.setdefault(voice, []).append(dialogue)
+        return found
+
+    def _spoken(self, transcript: str, heard: Codes, reasoned: Reasoned, codes: Codes) -> Spoken:
         return Spoken(
-            transcript=self.prompt.encode(reference.text),
-            reference=reference.codes(variants[0]),
+            transcript=self.prompt.encode(transcript),
+            reference=heard,
             tokens=reasoned.tokens,
             states=reasoned.states,
-            codes=target.codes(variants[1]),
+            codes=codes,
         )
+
+
+def _any_variant(clip: Clip, rng: np.random.Generator) -> int:
+    return int(rng.integers(clip.shard.encoded.variants))

@@ -25,26 +25,41 @@ class WholeStep(Step):
         return k, v
 
 
-def read_whole(stack: Transformer, x: Tensor, *, shift: int = 0) -> Tensor:
+def read_whole(
+    stack: Transformer,
+    x: Tensor,
+    *,
+    shift: int = 0,
+    positions: Tensor | None = None,
+    branches: Tensor | None = None,
+) -> Tensor:
     """Hidden states of whole sequences, each position seeing itself and those before.
 
     Rows of a batch may be shorter than others if they are filled up at their end: a position never
-    sees what comes after it.
+    sees what comes after it. A row may also be a tree: one beginning, and several branches that go
+    on from it and do not see one another.
 
     Args:
         stack: its blocks may recompute their activations, see `recompute_blocks`.
         x: `[B, T, hidden]`.
         shift: rotations count from so many positions later on, and never below 0, as in
             `Transformer.shared_step`.
+        positions: int64 `[B, T]`: what rotations count by; None: 0, 1, 2, ...
+        branches: int64 `[B, T]`: 0 in the beginning, then the number of each position's branch;
+            None: rows have none.
 
     Returns:
         Hidden states after the final norm, `[B, T, hidden]`.
     """
     length, device = x.shape[1], x.device
-    positions = torch.arange(length, device=device)
-    cos, sin = stack.rope((positions - shift).clamp(min=0)[None])
+    order = torch.arange(length, device=device)
+    cos, sin = stack.rope(((order[None] if positions is None else positions) - shift).clamp(min=0))
     kind = compute_dtype(x)
-    mask = (positions <= positions[:, None]).repeat(stack.group, 1)[None, None]
+    mask = (order <= order[:, None])[None]
+    if branches is not None:
+        seen = branches[:, None]
+        mask = mask & ((seen == 0) | (seen == branches[:, :, None]))
+    mask = mask.repeat(1, stack.group, 1)[:, None]
     nothing = KVCache(x.new_empty(0), x.new_empty(0))
     return stack.run(x, WholeStep(cos.to(kind), sin.to(kind), mask, length, nothing))
 

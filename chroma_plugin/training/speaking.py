@@ -31,8 +31,8 @@ from chroma_plugin.training.sequence import compute_dtype, read_whole, recompute
 from chroma_plugin.training.spoken import SpeechBatch, Spoken, collate
 
 Stage = Literal["both", "depth"]
-Draw = Callable[[np.random.Generator], Spoken]
-"""Draws one reply to learn from."""
+Draw = Callable[[np.random.Generator, int], Sequence[Spoken]]
+"""Draws so many replies after one and the same voice prompt."""
 
 LENGTHS = 4
 """Lengths that replies are sorted into before they are put side by side."""
@@ -45,6 +45,7 @@ class SpeakingPlan:
     Attributes:
         stage: `both`, or `depth` with the backbone and the embeddings frozen.
         replies: in a batch.
+        together: of them, those that share a voice prompt, which is then read once for all.
         depth_share: of the frames that the depth decoder learns in a step; CSM takes 1/16.
         wrong: share of the codes read that are replaced by others in training.
         lora: rank of LoRA on both stacks, heads and embeddings frozen; 0 trains all weights.
@@ -54,7 +55,8 @@ class SpeakingPlan:
     """
 
     stage: Stage = "both"
-    replies: int = 16
+    replies: int = 18
+    together: int = 3
     depth_share: float = 0.5
     wrong: float = 0.05
     lora: int = 0
@@ -69,6 +71,11 @@ class SpeakingPlan:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"SpeakingPlan.{name} is {value}; use {low} to {high}.")
+        for name in ("replies", "together"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"SpeakingPlan.{name} is {getattr(self, name)}; it must be 1 or more."
+                )
 
 
 class SpeechModule(nn.Module):
@@ -122,7 +129,12 @@ class SpeechModule(nn.Module):
         text = self.text_embedding(batch.ids).to(frames.dtype)
         zero = torch.zeros_like(frames[:1])
         vectors = torch.cat([zero, text, batch.states.to(frames.dtype), frames])
-        out = read_whole(self.backbone.transformer, vectors[batch.order])
+        out = read_whole(
+            self.backbone.transformer,
+            vectors[batch.order],
+            positions=batch.positions,
+            branches=batch.branches,
+        )
         return out.flatten(0, 1)[batch.places]
 
     def _complete(self, states: Tensor, batch: SpeechBatch) -> Tensor:
@@ -169,14 +181,16 @@ class SpeakingTask:
         return decayed(self.module)
 
     def batch(self, number: int) -> SpeechBatch:
-        """Replies of about the same length: a batch is as long as its longest."""
+        """Rows of about the same length: a batch is as long as its longest."""
         rng = np.random.default_rng((self._seed, number * self._ranks + self._rank))
         plan = self.plan
-        many = [self._fitting(rng) for _ in range(LENGTHS * plan.replies)]
-        many.sort(key=lambda reply: reply.positions)
-        first = int(rng.integers(LENGTHS)) * plan.replies
+        voices = -(-plan.replies // plan.together)
+        many = [self._fitting(rng, -(-plan.replies // voices)) for _ in range(LENGTHS * voices)]
+        many.sort(key=lambda replies: sum(reply.positions for reply in replies))
+        first = int(rng.integers(LENGTHS)) * voices
+        chosen = [reply for replies in many[first : first + voices] for reply in replies]
         return collate(
-            many[first : first + plan.replies],
+            chosen[: plan.replies],
             self._config,
             rng,
             depth_share=plan.depth_share,
@@ -220,12 +234,13 @@ class SpeakingTask:
         names = ("backbone", "right_0", "depth", "right_1_7")
         return {name: total / max(sums[4], 1) for name, total in zip(names, sums[:4], strict=True)}
 
-    def _fitting(self, rng: np.random.Generator) -> Spoken:
+    def _fitting(self, rng: np.random.Generator, count: int) -> Sequence[Spoken]:
         for _ in range(100):
-            reply = self._draw(rng)
-            if reply.positions <= self.plan.max_positions:
-                return reply
+            drawn = self._draw(rng, count)
+            fitting = [reply for reply in drawn if reply.positions <= self.plan.max_positions]
+            if fitting:
+                return fitting
         raise ConfigError(
-            f"a hundred replies in a row take more than {self.plan.max_positions} positions; raise "
-            "max_positions or cut the clips"
+            f"replies drawn a hundred times take more than {self.plan.max_positions} positions; "
+            "raise max_positions or cut the clips"
         )

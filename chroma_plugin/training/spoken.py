@@ -2,7 +2,8 @@
 be served. Knows no weights.
 
 A row holds numbers of vectors instead of vectors, so that a batch is embedded in one go: 0 is the
-vector of zeros, then come text embeddings, thinker states and frames of codes.
+vector of zeros, then come text embeddings, thinker states and frames of codes. Replies after the
+same voice prompt share a row: the prompt, most of what there is to read, is read once for them all.
 """
 
 from __future__ import annotations
@@ -49,14 +50,17 @@ class Spoken:
 
 
 class SpeechBatch(NamedTuple):
-    """Replies side by side.
+    """Voice prompts side by side, each with the replies that go on from it.
 
     Attributes:
         ids: int64 `[I]`: text tokens to embed.
         states: float32 `[S, hidden]`: the thinker's.
         frames: int64 `[N, K]`: codes that are read.
-        order: int64 `[B, T]`: what stands at each position, as numbers of vectors.
-        places: int64 `[M]`: the positions, of all `B * T`, from which a frame is said.
+        order: int64 `[B, T]`: what stands at each place of a row, as numbers of vectors.
+        positions: int64 `[B, T]`: where it stands for the backbone: every reply begins where its
+            prompt ends.
+        branches: int64 `[B, T]`: which reply of its row it belongs to: 0 is the prompt, -1 filling.
+        places: int64 `[M]`: the places, of all `B * T`, from which a frame is said.
         wanted: int64 `[M, K]`: those frames; a reply's last one is the end of speech.
         chosen: int64 `[C]`: which of these the depth decoder learns in this step.
     """
@@ -65,6 +69,8 @@ class SpeechBatch(NamedTuple):
     states: Tensor
     frames: Tensor
     order: Tensor
+    positions: Tensor
+    branches: Tensor
     places: Tensor
     wanted: Tensor
     chosen: Tensor
@@ -104,7 +110,7 @@ def collate(
     depth_share: float = 1.0,
     wrong: float = 0.0,
 ) -> SpeechBatch:
-    """Puts replies side by side, filled up at their ends.
+    """Puts replies side by side, those of one voice prompt in one row, filled up at their ends.
 
     Args:
         replies: one or more.
@@ -114,40 +120,25 @@ def collate(
         wrong: share of the codes read that are replaced by any other, so that the model learns to
             go on from its own mistakes.
     """
-    ids: list[int] = []
+    voices: dict[bytes, list[Spoken]] = {}
     for reply in replies:
-        ids += [config.text_start, *reply.transcript, config.text_end, *reply.tokens]
+        prompt = bytes(str(tuple(reply.transcript)), "ascii") + reply.reference.tobytes()
+        voices.setdefault(prompt, []).append(reply)
+    groups = list(voices.values())
+    in_order = [reply for group in groups for reply in group]
+    ids = [i for group in groups for i in _ids(group, config)]
     frames = np.concatenate(
-        [part for reply in replies for part in (reply.reference.T, reply.codes.T)]
+        [part for g in groups for part in (g[0].reference.T, *(reply.codes.T for reply in g))]
     ).astype(np.int64)
-    first_state = 1 + len(ids)
-    first_frame = first_state + sum(len(reply.tokens) for reply in replies)
 
-    next_id, next_state, next_frame = 1, first_state, first_frame
-    rows: list[Tensor] = []
-    places: list[int] = []
-    ends: list[int] = []
-    length = max(reply.positions for reply in replies)
-    for number, reply in enumerate(replies):
-        text = torch.arange(next_id, next_id + len(reply.transcript) + 2)[:, None]
-        next_id += len(text)
-        heard = torch.arange(next_frame, next_frame + reply.reference.shape[1])[:, None]
-        next_frame += len(heard)
-        # of numbers instead of vectors, this lays out the voice that serves: zero is number 0
-        voice = lay_out_voice(text[1:-1], heard, text[0], text[-1])[:, 0]
-        count, said = len(reply.tokens), reply.codes.shape[1]
-        order, own = schedule(
-            range(next_state, next_state + count),
-            range(next_id, next_id + count),
-            range(next_frame, next_frame + said),
-        )
-        next_id, next_state, next_frame = next_id + count, next_state + count, next_frame + said
-        rows.append(torch.cat([voice, torch.tensor(order)]))
-        places += [number * length + len(voice) + place for place in own]
-        ends.append(len(places) - 1)
+    numbers = _Numbers(1, 1 + len(ids), 1 + len(ids) + sum(len(r.tokens) for r in in_order))
+    rows = [_row(group, numbers) for group in groups]
+    length = max(len(row.order) for row in rows)
+    places = [length * i + place for i, row in enumerate(rows) for place in row.places]
+    ends = np.cumsum([reply.codes.shape[1] + 1 for reply in in_order]) - 1
 
     end = np.full((1, CODEBOOKS), config.eos_code)
-    wanted = np.concatenate([part for r in replies for part in (r.codes.T, end)]).astype(np.int64)
+    wanted = np.concatenate([part for r in in_order for part in (r.codes.T, end)]).astype(np.int64)
     chosen = np.ones(len(wanted), bool)
     if rng is not None:
         chosen = rng.random(len(wanted)) < depth_share
@@ -157,10 +148,67 @@ def collate(
         frames = np.where(swapped, others, frames)
     return SpeechBatch(
         ids=torch.tensor(ids),
-        states=torch.from_numpy(np.concatenate([r.states for r in replies]).astype(np.float32)),
+        states=torch.from_numpy(np.concatenate([r.states for r in in_order]).astype(np.float32)),
         frames=torch.from_numpy(frames),
-        order=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        order=_filled([row.order for row in rows], 0),
+        positions=_filled([row.positions for row in rows], 0),
+        branches=_filled([row.branches for row in rows], -1),
         places=torch.tensor(places),
         wanted=torch.from_numpy(wanted),
         chosen=torch.from_numpy(np.flatnonzero(chosen)),
+    )
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """The next vector of each kind."""
+
+    text: int
+    state: int
+    frame: int
+
+    def take(self, kind: str, count: int) -> range:
+        first = getattr(self, kind)
+        setattr(self, kind, first + count)
+        return range(first, first + count)
+
+
+class _Row(NamedTuple):
+    order: list[int]
+    positions: list[int]
+    branches: list[int]
+    places: list[int]
+
+
+def _ids(group: Sequence[Spoken], config: ChromaConfig) -> list[int]:
+    """All text of a row: the transcript in its brackets, then what is said in each reply."""
+    said = [token for reply in group for token in reply.tokens]
+    return [config.text_start, *group[0].transcript, config.text_end, *said]
+
+
+def _row(group: Sequence[Spoken], numbers: _Numbers) -> _Row:
+    """A voice prompt, and after it all replies that have it; takes numbers as `_ids` has text."""
+    text = torch.tensor(numbers.take("text", len(group[0].transcript) + 2))[:, None]
+    heard = torch.tensor(numbers.take("frame", group[0].reference.shape[1]))[:, None]
+    # of numbers instead of vectors, this lays out the voice that serves: zero is number 0
+    order = lay_out_voice(text[1:-1], heard, text[0], text[-1])[:, 0].tolist()
+    row = _Row(order, list(range(len(order))), [0] * len(order), [])
+    prompt = len(order)
+    for branch, reply in enumerate(group, 1):
+        count, begin = len(reply.tokens), len(row.order)
+        said, places = schedule(
+            numbers.take("state", count),
+            numbers.take("text", count),
+            numbers.take("frame", reply.codes.shape[1]),
+        )
+        row.order.extend(said)
+        row.positions.extend(range(prompt, prompt + len(said)))
+        row.branches.extend([branch] * len(said))
+        row.places.extend(begin + place for place in places)
+    return row
+
+
+def _filled(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=filling
     )

@@ -21,14 +21,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from chroma_plugin.audio import Samples, replace_file
-from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.errors import ConfigError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.codec import CodecConfig
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.listener import LogMel
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
 from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
-from chroma_plugin.training.answers import PairsFile
 from chroma_plugin.training.bank import Bank, make_bank, vocabulary_texts
 from chroma_plugin.training.codec import make_corpus, train_codec
 from chroma_plugin.training.codec.judge import copy_of, whole_frames
@@ -37,6 +36,7 @@ from chroma_plugin.training.data import build
 from chroma_plugin.training.ear import Ear, examine
 from chroma_plugin.training.lessons import SYSTEM, answering
 from chroma_plugin.training.loop import LoopPlan, train
+from chroma_plugin.training.notes import Notes
 from chroma_plugin.training.reasoner import Reasoned, key_of, load_reasoned, reason, save_reasoned
 from chroma_plugin.training.recipe import STAGES, Recipe
 from chroma_plugin.training.records import Records
@@ -47,7 +47,6 @@ from chroma_plugin.training.speech import CommandSpeaker, EspeakSpeaker, Speaker
 from chroma_plugin.training.thinker import ThinkerModule, ThinkerTask
 from chroma_plugin.training.tiny import make_model, make_tiny, ready_to_learn, save_checkpoint
 
-DONE = "done.json"
 Say = Callable[[str], None]
 
 
@@ -59,11 +58,13 @@ class Result:
         folder: the checkpoint, if it was made.
         stopped: the stage in which a signal ended it; "" if none did.
         figures: by stage.
+        missed: what the examination missed of the bar in the recipe's `[export]`, a line each.
     """
 
     folder: Path
     stopped: str
     figures: Mapping[str, Mapping[str, float]]
+    missed: tuple[str, ...] = ()
 
 
 def train_recipe(recipe: Recipe, say: Say = print) -> Result:
@@ -74,8 +75,8 @@ def train_recipe(recipe: Recipe, say: Say = print) -> Result:
         say: gets a line of progress at a time.
 
     Raises:
-        ConfigError: a stage was done with other settings, or several processes are to do what only
-            one can.
+        ConfigError: a stage was done with other settings or texts, or several processes are to do
+            what only one can.
         ChromaError: a stage that is left out has not been done, or one cannot be done here.
     """
     rank, count = ranks()
@@ -102,56 +103,16 @@ def train_recipe(recipe: Recipe, say: Say = print) -> Result:
             run.mark(stage, figures)
         wait()
         say(f"[{stage}] done in {(time.monotonic() - start) / 60:.1f} min")
-    return Result(recipe.folder / "checkpoint", "", run.figures)
+    missed = recipe.export.missed(run.figures["export"]) if "export" in recipe.stages else ()
+    return Result(recipe.folder / "checkpoint", "", run.figures, missed)
 
 
-class _Run:
+class _Run(Notes):
     """One recipe in its folder; a method for each stage, which returns None if it was stopped."""
 
     def __init__(self, recipe: Recipe, say: Say) -> None:
-        self.recipe, self.say, self.folder = recipe, say, recipe.folder
-        self.figures: dict[str, Mapping[str, float]] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    # -- notes -------------------------------------------------------------------------------
-
-    def is_done(self, stage: str) -> bool:
-        """Whether a stage's note is there.
-
-        Raises:
-            ConfigError: it is of other settings.
-        """
-        path = self.folder / stage / DONE
-        if not path.exists():
-            return False
-        note = json.loads(path.read_bytes())
-        if note["key"] != self.recipe.key(stage):
-            raise ConfigError(
-                f"{path.parent}: was made with other settings than the recipe's, or after a stage "
-                "that was. Take another folder, or delete this one and those of the stages after "
-                f"it ({', '.join(STAGES[STAGES.index(stage) :])})."
-            )
-        self.figures[stage] = note["figures"]
-        return True
-
-    def mark(self, stage: str, figures: Mapping[str, float]) -> None:
-        self.figures[stage] = figures
-        note = {"key": self.recipe.key(stage), "figures": dict(figures)}
-        self._place(stage)
-        replace_file(self.folder / stage / DONE, json.dumps(note, indent=1).encode())
-
-    def _need(self, stage: str) -> Path:
-        if not self.is_done(stage):
-            raise ChromaError(
-                f"The stage {stage!r} has not been done in {self.folder}, and what comes after it "
-                "needs it: put it into the recipe's stages."
-            )
-        return self.folder / stage
-
-    def _place(self, stage: str) -> Path:
-        folder = self.folder / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        super().__init__(recipe)
+        self.say = say
 
     # -- the model on its way ----------------------------------------------------------------
 
@@ -182,14 +143,14 @@ class _Run:
             raw = json.loads((self.start / "config.json").read_bytes())
             model = ready_to_learn(make_model(raw, self.recipe.seed))
         for stage in stages:
-            load_model(_part(model, stage), self._need(stage) / "model.safetensors")
+            load_model(_part(model, stage), self.need(stage) / "model.safetensors")
         model.codec.finalize()
         return model
 
     def keep(self, model: ChromaModel, stage: str) -> None:
         """Writes what a stage has learnt."""
         part = _part(model, stage)
-        save_model(part, str(self._place(stage) / "model.safetensors"))
+        save_model(part, str(self.place(stage) / "model.safetensors"))
 
     @cached_property
     def prompt(self) -> ChatPrompt:
@@ -201,18 +162,18 @@ class _Run:
         return LogMel(feature_extractor(self.start))
 
     def records(self, split: str) -> Records:
-        self._need("data")
+        self.need("data")
         return Records(self.folder / "data", split, self.recipe.seed)
 
     # -- stages ------------------------------------------------------------------------------
 
     def _data(self) -> Mapping[str, float]:
-        recipe, pairs = self.recipe, self.recipe.data_options.pairs
+        recipe = self.recipe
         summary = build(
             recipe.data,
             self.folder / "data",
             lambda made: self.say(str(made)),
-            answers=PairsFile(Path(pairs)) if pairs else None,
+            answers=self.answers,
             speaker=_speaker(recipe),
             workers=recipe.data_options.workers,
             threads=recipe.data_options.threads,
@@ -220,7 +181,7 @@ class _Run:
         return {"turns": summary.turns, "broken": summary.broken}
 
     def _codec(self) -> Mapping[str, float] | None:
-        options, place, seed = self.recipe.codec_options, self._place("codec"), self.recipe.seed
+        options, place, seed = self.recipe.codec_options, self.place("codec"), self.recipe.seed
         if self.recipe.base:
             return {}
         model = self.model()
@@ -259,7 +220,7 @@ class _Run:
         options = self.recipe.encode
         made = encode_folder(
             codec,
-            self._need("data"),
+            self.need("data"),
             self.say,
             variants=options.variants,
             seed=self.recipe.seed,
@@ -284,14 +245,14 @@ class _Run:
         bank, held_out = (self._bank(split, through) for split in ("train", "heldout"))
         module = ThinkerModule(model.thinker, model.config.audio_token)
         task = ThinkerTask(module, self.prompt, bank, held_out, recipe.thinker, recipe.seed)
-        outcome = train(task, recipe.thinker_loop, self._place("thinker") / "run", say=self.say)
+        outcome = train(task, recipe.thinker_loop, self.place("thinker") / "run", say=self.say)
         if outcome.why == "stopped":
             return None
         self.keep(model.cpu(), "thinker")
         return outcome.evaluation
 
     def _bank(self, split: str, through: Callable[[Samples], Samples]) -> Bank:
-        path, key = self._place("thinker") / f"{split}.npy", self.recipe.key("thinker")
+        path, key = self.place("thinker") / f"{split}.npy", self.recipe.key("thinker")
         bank = Bank.load(path, key)
         if bank is None:
             bank = make_bank(
@@ -314,7 +275,7 @@ class _Run:
     def _speak(
         self, model: ChromaModel, stage: str, plan: SpeakingPlan, loop: LoopPlan
     ) -> Mapping[str, float] | None:
-        self._need("encode")
+        self.need("encode")
         rank, count = ranks()
         known, held_out = (self._replies(split, model) for split in ("train", "heldout"))
         module = SpeechModule(model, plan)
@@ -331,7 +292,7 @@ class _Run:
             ranks=count,
         )
         run = "run" if count == 1 else f"run-{rank}-of-{count}"
-        outcome = train(task, loop, self._place(stage) / run, say=self.say)
+        outcome = train(task, loop, self.place(stage) / run, say=self.say)
         if outcome.why == "stopped":
             return None
         if count > 1:
@@ -351,7 +312,7 @@ class _Run:
         records, options = self.records(split), self.recipe.speech_options
         bank = self._bank(split, lambda samples: samples)
         texts = texts_of(records)
-        path = self._place("speech") / f"{split}-reasoned.npy"
+        path = self.place("speech") / f"{split}-reasoned.npy"
         key = f"{key_of(model.thinker)} {self.recipe.key('thinker')}"
         reasoned = load_reasoned(path, key)
         if reasoned is None:

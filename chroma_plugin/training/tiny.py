@@ -6,7 +6,7 @@ template and feature settings are real files, read as those of the released mode
 
 Run::
 
-    python -m chroma_plugin.training.tiny chroma_plugin/assets/chroma-tiny
+    python -m chroma_plugin.training.tiny FOLDER
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class TinySizes:
                 )
 
 
-PACKAGED = TinySizes(
+SMALLEST = TinySizes(
     vocabulary=640,
     text=StackSizes(96, 256, 2, 4, 2),
     audio=StackSizes(64, 192, 2, 4, 4),
@@ -154,7 +154,7 @@ PACKAGED = TinySizes(
     codebook_dim=32,
     window=250,
 )
-"""The checkpoint of random weights inside the package."""
+"""As small as the layout goes: with random weights it is what tests run on."""
 
 TRAINABLE = TinySizes(
     vocabulary=1000,
@@ -173,7 +173,7 @@ TRAINABLE = TinySizes(
 
 
 def make_tokenizer(
-    texts: Iterable[str] = TEXT.strip().splitlines(), vocabulary: int = PACKAGED.vocabulary
+    texts: Iterable[str] = TEXT.strip().splitlines(), vocabulary: int = SMALLEST.vocabulary
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE with Chroma's special tokens, in the released file format.
 
@@ -200,7 +200,7 @@ def make_tokenizer(
     return fast
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes = PACKAGED) -> dict[str, Any]:
+def make_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes = SMALLEST) -> dict[str, Any]:
     """config.json with the released keys, small sizes, and a word on its weights."""
     token = {name: tokenizer.get_vocab()[name] for name in SPECIAL}
     audio, codec = sizes.audio, sizes.codec
@@ -377,7 +377,7 @@ def save_checkpoint(
 
 
 def make_tiny(
-    folder: Path, sizes: TinySizes = PACKAGED, texts: Iterable[str] | None = None, seed: int = 0
+    folder: Path, sizes: TinySizes = SMALLEST, texts: Iterable[str] | None = None, seed: int = 0
 ) -> ChromaModel:
     """Writes every file of a small checkpoint but its weights, and makes the model.
 
@@ -401,7 +401,7 @@ def make_tiny(
 
 
 def main(folder: Path) -> None:
-    """Writes the checkpoint of random weights that is inside the package."""
+    """Writes a checkpoint of random weights."""
     save_checkpoint(make_tiny(folder), folder, torch.bfloat16)
     total = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{folder}: {total / 1e6:.1f} MB, random weights")

@@ -33,6 +33,18 @@ def test_the_domain_splits_by_phrasing() -> None:
     assert source.reference(rng()) not in domain.answers()
 
 
+def test_a_domain_of_other_words_has_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Domain().source
+    assert before == Domain().source and before.startswith("domain ")
+    for name, value in (("AGAIN", ("What?",)), ("PLACES", ("house",)), ("SUM", ("{}?",))):
+        with monkeypatch.context() as patch:
+            patch.setattr(domain.say, name, value)
+            domain.fingerprint.cache_clear()
+            assert Domain().source != before, name
+    domain.fingerprint.cache_clear()
+    assert Domain().source == before
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -45,6 +57,31 @@ def pairs(tmp_path: Path) -> Path:
     rows += [{"dialogue": [rows[n], rows[n + 1]]} for n in range(40)]
     path.write_text("\n\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return path
+
+
+def test_a_files_source_is_what_it_holds(pairs: Path, tmp_path: Path) -> None:
+    before = PairsFile(pairs).source
+    copy = tmp_path / "elsewhere.jsonl"
+    copy.write_bytes(pairs.read_bytes())
+    assert PairsFile(copy).source == before
+    assert PairsFile(pairs, held_out_share=0.5).source != before
+    copy.write_bytes(pairs.read_bytes().replace(b"Question 7?", b"Question 8?"))
+    assert PairsFile(copy).source != before
+    with pytest.raises(ChromaError, match="cannot be read"):
+        _ = PairsFile(tmp_path / "none.jsonl").source
+
+
+def test_an_endpoints_source_is_address_model_and_questions(pairs: Path) -> None:
+    plain = ChatEndpoint("http://x/v1", "m", Domain(), api_key="secret")
+    others = [
+        replace(plain, url="http://y/v1"),
+        replace(plain, model="n"),
+        replace(plain, questions=PairsFile(pairs)),
+        replace(plain, system="Be brief."),
+    ]
+    assert len({one.source for one in (plain, *others)}) == 5
+    assert replace(plain, api_key="other").source == plain.source
+    assert "secret" not in plain.source
 
 
 def test_pairs_are_split_by_what_they_say(pairs: Path) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from chroma_plugin.audio import Samples
-from chroma_plugin.config import DEFAULT_INSTRUCTIONS, DEFAULT_MODEL
+from chroma_plugin.config import DEFAULT_INSTRUCTIONS
 from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.listener import LogMel
 from chroma_plugin.model.prompt import feature_extractor
-from chroma_plugin.model.weights import find_checkpoint
 from chroma_plugin.training.bank import Bank, as_heard, make_bank, vocabulary_texts
 from chroma_plugin.training.data import DataPlan, build
 from chroma_plugin.training.lessons import WRITE_DOWN, Asked
 from chroma_plugin.training.records import Records
+from tests.miniature import MINIATURE
 from tests.training.test_data import Hum
 
 
@@ -30,7 +30,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 @pytest.fixture(scope="module")
 def mel() -> LogMel:
-    return LogMel(feature_extractor(find_checkpoint(DEFAULT_MODEL)))
+    return LogMel(feature_extractor(MINIATURE))
 
 
 @pytest.fixture(scope="module")

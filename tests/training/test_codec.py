@@ -43,7 +43,7 @@ from chroma_plugin.training.codec.trainer import (
 from chroma_plugin.training.codec.whole import decode_whole, encode_whole
 from chroma_plugin.training.log import Log
 from chroma_plugin.training.loop import LoopPlan, Progress
-from chroma_plugin.training.tiny import PACKAGED, make_tiny, save_checkpoint
+from chroma_plugin.training.tiny import SMALLEST, make_tiny, save_checkpoint
 from tests.training.test_data import Hum
 
 SMALL = CodecConfig(
@@ -413,7 +413,7 @@ def _silent() -> Corpus:
 
 def test_a_run_of_seconds_lowers_its_losses_and_loads(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    model = make_tiny(folder, PACKAGED)
+    model = make_tiny(folder, SMALLEST)
     config = CodecConfig.from_dict(model.config.codec)
     plan = dataclasses.replace(PLAN, config=config)
     spoken = corpus(tmp_path / "corpus")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_what_is_there_is_not_made_again(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_of_another_plan_is_refused(folder: Path) -> None:
     with pytest.raises(ChromaError, match="another plan"):
         build(replace(PLAN, seed=9), folder, speaker=Hum())
+
+
+def test_a_folder_of_other_texts_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "plan.json"
+    assert build(PLAN, path.parent, speaker=Hum()).found == 20
+    monkeypatch.setattr(domain, "fingerprint", lambda: "of other words")
+    with pytest.raises(ChromaError, match=r"of other texts \(domain \w+\).*of other words"):
+        build(PLAN, path.parent, speaker=Hum())
+    note = json.loads(path.read_text())
+    del note["source"]  # as folders were before it was noted
+    path.write_text(json.dumps(note))
+    assert build(PLAN, path.parent, speaker=Hum()).found == 20
+    with pytest.raises(ChromaError, match="another plan"):
+        build(replace(PLAN, seed=9), path.parent, speaker=Hum())
 
 
 def test_broken_records_are_set_aside_with_their_reason(folder: Path, tmp_path: Path) -> None:

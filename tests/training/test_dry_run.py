@@ -10,12 +10,12 @@ from rich.console import Console
 from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.training.dry_run import PLANS, dry_run, released_config, table
 from chroma_plugin.training.speaking import SpeakingPlan
-from chroma_plugin.training.tiny import PACKAGED, make_config, make_tokenizer
+from chroma_plugin.training.tiny import SMALLEST, make_config, make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def small() -> ChromaConfig:
-    return ChromaConfig.from_dict(make_config(make_tokenizer(), PACKAGED), "small")
+    return ChromaConfig.from_dict(make_config(make_tokenizer(), SMALLEST), "small")
 
 
 def test_weights_are_counted_by_what_learns(small: ChromaConfig) -> None:

@@ -9,25 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from chroma_plugin.config import DEFAULT_MODEL
+from chroma_plugin.audio import Samples
 from chroma_plugin.model.chroma import ChromaModel
-from chroma_plugin.model.listener import LogMel
-from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.prompt import ChatPrompt
 from chroma_plugin.training.data import DataPlan, build
-from chroma_plugin.training.ear import MAX_TOKENS, Ear, examine
+from chroma_plugin.training.ear import MAX_TOKENS, Ear, examine, load_ear
 from chroma_plugin.training.lessons import SYSTEM, Asked, Heard, answering, energies
 from chroma_plugin.training.records import Records
+from tests.miniature import MINIATURE
 from tests.training.test_data import Hum
-
-FOLDER = find_checkpoint(DEFAULT_MODEL)
 
 
 @pytest.fixture
 def ear() -> Ear:
-    model = load_checkpoint(FOLDER)
-    prompt = ChatPrompt.from_checkpoint(FOLDER, model.config.audio_token)
-    return Ear(model, prompt, LogMel(feature_extractor(FOLDER)))
+    return load_ear(MINIATURE)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +35,36 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 def test_nothing_is_heard_in_nothing(ear: Ear) -> None:
     assert ear.write_down(np.zeros(800, np.float32)) == ""
+
+
+def test_a_reply_is_heard_at_the_rate_of_users(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+
+    def write_down(self: Ear, samples: Samples) -> str:
+        heard.append(len(samples))
+        return "heard"
+
+    monkeypatch.setattr(Ear, "write_down", write_down)
+    assert ear.write_down_reply(np.zeros(24_000, np.float32)) == "heard"
+    assert heard == [16_000]
+
+
+def test_speech_goes_through_the_models_codec_in_whole_frames(ear: Ear) -> None:
+    clip = np.random.default_rng(0).normal(0, 0.1, 5_000).astype(np.float32)
+    copy = ear.through_codec(clip)
+    assert len(copy) == 3 * 1920 and copy.dtype == np.float32
+    whole = torch.from_numpy(np.pad(clip, (0, 760)))[None, None]
+    with torch.inference_mode():
+        wanted = ear.model.codec.decode(ear.model.codec.encode(whole))[0, 0].clamp(-1, 1)
+    assert np.array_equal(copy, wanted.numpy())
+
+
+def test_nothing_said_is_nothing_understood(
+    ear: Ear, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ear, "write_down", lambda self, samples: "")
+    monkeypatch.setattr(ChatPrompt, "decode", lambda self, ids: "")
+    assert examine(ear, [records[0]], max_frames=2).understood == 0.0
 
 
 def test_an_ear_that_never_ends_is_stopped(ear: Ear) -> None:

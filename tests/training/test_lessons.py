@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.engine.call import Call
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.listener import Listener, LogMel
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.lessons import (
     IGNORED,
     LETTERS,
@@ -29,23 +28,22 @@ from chroma_plugin.training.lessons import (
     writing_down,
 )
 from chroma_plugin.training.thinker import ThinkerModule
-
-FOLDER = find_checkpoint(DEFAULT_MODEL)
+from tests.miniature import MINIATURE
 
 
 @pytest.fixture(scope="module")
 def model() -> ChromaModel:
-    return load_checkpoint(FOLDER)
+    return load_checkpoint(MINIATURE)
 
 
 @pytest.fixture(scope="module")
 def prompt(model: ChromaModel) -> ChatPrompt:
-    return ChatPrompt.from_checkpoint(FOLDER, model.config.audio_token)
+    return ChatPrompt.from_checkpoint(MINIATURE, model.config.audio_token)
 
 
 @pytest.fixture(scope="module")
 def mel() -> LogMel:
-    return LogMel(feature_extractor(FOLDER))
+    return LogMel(feature_extractor(MINIATURE))
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
@@ -77,7 +75,7 @@ def test_what_is_heard_is_what_the_listener_hears(
 
 
 def prompt_of(model: ChromaModel) -> ChatPrompt:
-    return ChatPrompt.from_checkpoint(FOLDER, model.config.audio_token)
+    return ChatPrompt.from_checkpoint(MINIATURE, model.config.audio_token)
 
 
 def test_clips_of_all_lengths_find_their_places(
@@ -105,9 +103,9 @@ def test_a_conversation_is_spelt_as_the_engine_spells_it(
     answers = ["It is Paris.", "It is Rome."]
     call = Call(prompt, model.embed_tokens, lambda: Listener(mel, model.thinker.audio_tower))
     call.set_system(SYSTEM[0])
-    for question, answer in zip(questions, answers, strict=True):
+    for turn, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
         call.hear(question)
-        call.commit()
+        call.commit(turn)
         call.add_text("assistant", answer)
     ids: list[int] = []
     for entry in call.dialogue.entries:

@@ -8,29 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import CheckpointError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.layers import KVCache
 from chroma_plugin.model.listener import Listener, LogMel
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.lessons import SYSTEM, Asked, Heard, answering, energies
 from chroma_plugin.training.reasoner import key_of, load_reasoned, reason, save_reasoned
 from chroma_plugin.training.replies import saying
 from chroma_plugin.training.thinker import ThinkerModule
-
-FOLDER = find_checkpoint(DEFAULT_MODEL)
+from tests.miniature import MINIATURE
 
 
 @pytest.fixture(scope="module")
 def model() -> ChromaModel:
-    return load_checkpoint(FOLDER)
+    return load_checkpoint(MINIATURE)
 
 
 @pytest.fixture(scope="module")
 def prompt(model: ChromaModel) -> ChatPrompt:
-    return ChatPrompt.from_checkpoint(FOLDER, model.config.audio_token)
+    return ChatPrompt.from_checkpoint(MINIATURE, model.config.audio_token)
 
 
 def question(seed: int) -> np.ndarray:
@@ -41,7 +39,7 @@ def question(seed: int) -> np.ndarray:
 def test_states_are_those_from_which_tokens_are_picked(
     model: ChromaModel, prompt: ChatPrompt
 ) -> None:
-    mel, token = LogMel(feature_extractor(FOLDER)), model.config.audio_token
+    mel, token = LogMel(feature_extractor(MINIATURE)), model.config.audio_token
     turns = [
         Asked(Heard(energies(mel, question(seed)), ""), answer)
         for seed, answer in enumerate(("It is noon.", "It is Rome."))

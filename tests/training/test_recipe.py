@@ -15,20 +15,21 @@ from chroma_plugin.training.recipe import (
     read_recipe,
     recipe_of,
 )
-from chroma_plugin.training.tiny import PACKAGED, TRAINABLE
+from chroma_plugin.training.tiny import SMALLEST, TRAINABLE
 
 
 @pytest.mark.parametrize("profile", [None, "reduced", "ci", "gpu"])
 def test_the_packaged_recipe_is_a_good_one(profile: str | None) -> None:
     recipe = read_recipe(PACKAGED_RECIPE, profile)
     assert recipe.stages == STAGES
-    assert recipe.sizes == (PACKAGED if profile == "ci" else TRAINABLE)
+    assert recipe.sizes == (SMALLEST if profile == "ci" else TRAINABLE)
     assert recipe.depth.stage == "depth" and recipe.speech.stage == "both"
     assert not recipe.codec.loop.autocast
     loops = (recipe.codec.loop, recipe.thinker_loop, recipe.speech_loop, recipe.depth_loop)
     minutes = [loop.minutes or 0 for loop in loops]
     if profile == "reduced":
         assert sum(minutes) < 18
+        assert recipe.export.least_ended > 0 and recipe.export.least_right > 0
     if profile == "gpu":
         assert minutes == [12, 3, 8.5, 1.5]
     if profile == "ci":
@@ -71,7 +72,7 @@ def test_steps_alone_are_a_budget() -> None:
         ({"recipe": {"stages": "data"}}, r"stages is 'data'; it must be a list"),
         ({"recipe": {"stages": ["date"]}}, r"stages has 'date'; the stages are data, codec"),
         ({"recipe": {"device": "cuda:7"}}, r"torch sees no CUDA device"),
-        ({"sizes": {"preset": "huge"}}, r"preset is 'huge'; use trainable or packaged"),
+        ({"sizes": {"preset": "huge"}}, r"preset is 'huge'; use trainable or smallest"),
         ({"data": {"train": -1}}, r"\[data\]: train is -1"),
         ({"data": {"turns": [1]}}, r"turns is \[1\]; it must be a list of 2"),
         ({"thinker": {"minutes": 0}}, r"\[thinker\]"),
@@ -83,6 +84,16 @@ def test_steps_alone_are_a_budget() -> None:
         ({"depth": {"numbering": "training"}}, r"they must be equal"),
         ({"export": {"dtype": "int8"}}, r"dtype is 'int8'; use 'float32' or 'bfloat16'"),
         ({"encode": {"lr": 1.0}}, r"\[encode\]: lr is unknown"),
+        ({"data": {"endpoint": "http://x/v1"}}, r"endpoint and endpoint_model belong together"),
+        ({"data": {"endpoint_model": "m"}}, r"endpoint and endpoint_model belong together"),
+        ({"data": {"questions": "q.jsonl"}}, r"\[data\]: questions is of use with an endpoint"),
+        ({"data": {"endpoint_key_env": "KEY"}}, r"endpoint_key_env is of use with an endpoint"),
+        (
+            {"data": {"endpoint": "http://x/v1", "endpoint_model": "m", "pairs": "p.jsonl"}},
+            r"pairs holds answers and the endpoint makes them",
+        ),
+        ({"export": {"least_right": 1.5}}, r"\[export\]: least_right is 1\.5; it must be a share"),
+        ({"export": {"least_ended": 0.5, "examined": 0}}, r"least_ended needs an examination"),
     ],
 )
 def test_what_is_wrong_is_named(raw: dict[str, object], message: str) -> None:
@@ -103,13 +114,53 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
 def test_a_stage_depends_on_its_settings_and_those_before() -> None:
     base = Recipe()
     other = recipe_of({"thinker": {"spelling": 0.1}})
-    same = recipe_of({"thinker": {"minutes": 99}})
+    same = recipe_of({"thinker": {"minutes": 99}, "data": {"workers": 9, "threads": 7}})
     plain = recipe_of({})
     assert plain.key("encode") == other.key("encode")
     assert plain.key("thinker") != other.key("thinker")
     assert plain.key("export") != other.key("export")
     assert plain.key("export") == same.key("export")
     assert len({base.key(stage) for stage in STAGES}) == len(STAGES)
+
+
+def test_what_came_later_changes_no_key_of_a_recipe_without_it() -> None:
+    """Folders that are there stay good: keys are made of what these options show."""
+    plain = recipe_of({})
+    assert repr(plain.data_options) == (
+        "DataOptions(pairs='', speaker='espeak', voices=('default',), held_out_voices=())"
+    )
+    assert repr(plain.export) == (
+        "ExportOptions(dtype='bfloat16', codec_dtype='float16', examined=24)"
+    )
+    barred = recipe_of({"export": {"least_ended": 0.9}})
+    assert barred.key("export") == plain.key("export")  # the same folder is shipped
+
+
+def test_another_endpoint_model_or_file_of_questions_is_another_key() -> None:
+    asked = {"endpoint": "http://localhost:8000/v1", "endpoint_model": "small"}
+    made = [
+        recipe_of({"data": data}).key("data")
+        for data in (
+            {},
+            asked,
+            asked | {"endpoint_model": "large"},
+            asked | {"endpoint": "http://localhost:8001/v1"},
+            asked | {"questions": "q.jsonl"},
+        )
+    ]
+    assert len(set(made)) == len(made)
+    with_key = recipe_of({"data": asked | {"endpoint_key_env": "KEY"}})
+    assert with_key.key("data") == made[1]  # whose key is used makes no other answers
+
+
+def test_a_bar_names_what_was_missed() -> None:
+    bar = recipe_of({"export": {"least_right": 0.5, "least_ended": 0.9}}).export
+    assert bar.missed({"right": 0.5, "understood": 0.0, "ended": 0.9}) == ()
+    assert bar.missed({"right": 0.25, "understood": 1.0, "ended": 1.0}) == (
+        "right is 0.25; it must be 0.50 or more",
+    )
+    assert len(bar.missed({})) == 2
+    assert recipe_of({}).export.missed({}) == ()
 
 
 def test_folder_and_stages_may_be_changed(tmp_path: Path) -> None:

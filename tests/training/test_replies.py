@@ -8,30 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import ChromaError
 from chroma_plugin.model.prompt import ChatPrompt
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.codes import encode_folder
 from chroma_plugin.training.data import DataPlan, build
 from chroma_plugin.training.reasoner import Reasoned
 from chroma_plugin.training.records import Records
 from chroma_plugin.training.replies import Replies, texts_of
+from tests.miniature import MINIATURE
 from tests.training.test_data import Hum
 
-FOLDER = find_checkpoint(DEFAULT_MODEL)
 ANSWERED, SAID = 1.0, 2.0  # what the made-up states hold
 
 
 @pytest.fixture(scope="module")
 def replies(tmp_path_factory: pytest.TempPathFactory) -> Replies:
     folder: Path = tmp_path_factory.mktemp("records")
-    model = load_checkpoint(FOLDER)
+    model = load_checkpoint(MINIATURE)
     plan = DataPlan(train=4, heldout=0, shard_dialogues=4, speaker_dialogues=2, references=2)
     build(plan, folder, speaker=Hum())
     encode_folder(model.codec, folder, variants=2)
     records = Records(folder)
-    prompt = ChatPrompt.from_checkpoint(FOLDER, model.config.audio_token)
+    prompt = ChatPrompt.from_checkpoint(MINIATURE, model.config.audio_token)
 
     def reasoned(text: str, value: float) -> Reasoned:
         tokens = (*prompt.encode(text), model.config.im_end)
@@ -58,7 +57,7 @@ def test_answers_are_drawn_with_a_reference_of_their_voice(replies: Replies) -> 
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(60):
-        spoken = plain.draw(rng)
+        (spoken,) = plain.draw(rng)
         text, references = known[spoken.codes.tobytes()]
         assert prompt.decode(spoken.tokens) == text
         assert prompt.decode(spoken.transcript) in {clip.text for clip in references}
@@ -67,15 +66,34 @@ def test_answers_are_drawn_with_a_reference_of_their_voice(replies: Replies) -> 
     assert len(seen) > len(known) / 2
 
 
+def test_replies_drawn_together_are_of_one_voice_and_after_one_clip(replies: Replies) -> None:
+    records = replies.records
+    voices = {}
+    for number in records.dialogues:
+        for clip in (*records[number].references, *(t.answer for t in records[number].turns)):
+            for variant in (0, 1):
+                voices.setdefault(clip.codes(variant).tobytes(), set()).add(records[number].speaker)
+    rng = np.random.default_rng(0)
+    heard = set()
+    for _ in range(20):
+        drawn = replies.draw(rng, 5)
+        assert len(drawn) == 5
+        assert len({(tuple(s.transcript), s.reference.tobytes()) for s in drawn}) == 1
+        whose = [voices[s.codes.tobytes()] for s in drawn] + [voices[drawn[0].reference.tobytes()]]
+        assert set.intersection(*whose)
+        heard |= {s.codes.tobytes() for s in drawn}
+    assert len(heard) > 20
+
+
 def test_some_are_said_word_for_word_and_some_say_a_reference(replies: Replies) -> None:
     rng = np.random.default_rng(0)
     exact = replace(replies, word_for_word=1.0, references=0.0)
-    assert all((exact.draw(rng).states == SAID).all() for _ in range(10))
+    assert all((exact.draw(rng)[0].states == SAID).all() for _ in range(10))
     clips = replace(replies, references=1.0)
     texts = {clip.text for clip in replies.records[0].references}
     texts |= {c.text for n in replies.records.dialogues for c in replies.records[n].references}
     for _ in range(10):
-        spoken = clips.draw(rng)
+        (spoken,) = clips.draw(rng)
         said, heard = (replies.prompt.decode(ids) for ids in (spoken.tokens, spoken.transcript))
         assert said in texts and heard in texts and said != heard
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.model.chroma import ChromaModel
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.loop import LoopPlan, train
 from chroma_plugin.training.shards import ranks, shard, wait, whole
 from chroma_plugin.training.speaking import SpeakingPlan, SpeakingTask, SpeechModule
 from chroma_plugin.training.spoken import Spoken
+from tests.miniature import MINIATURE
 from tests.training.test_speaking import spoken
 
 
@@ -31,15 +31,15 @@ def alone() -> Iterator[None]:
 
 
 def model() -> ChromaModel:
-    return load_checkpoint(find_checkpoint(DEFAULT_MODEL)).requires_grad_(True)
+    return load_checkpoint(MINIATURE).requires_grad_(True)
 
 
 def task(module: SpeechModule, config: object) -> SpeakingTask:
     rng = np.random.default_rng(0)
     replies = [spoken(96, rng) for _ in range(4)]
 
-    def draw(chance: np.random.Generator) -> Spoken:
-        return replies[chance.integers(4)]
+    def draw(chance: np.random.Generator, count: int) -> list[Spoken]:
+        return [replies[chance.integers(4)] for _ in range(count)]
 
     return SpeakingTask(module, config, draw, replies)  # type: ignore[arg-type]
 

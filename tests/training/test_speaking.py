@@ -3,6 +3,7 @@ losses fall."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from chroma_plugin.config import DEFAULT_MODEL, DepthPositions
+from chroma_plugin.config import DepthPositions
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.model.chroma import ChromaModel, Generation
 from chroma_plugin.model.prompt import ChatPrompt
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.loop import LoopPlan, Progress, train
 from chroma_plugin.training.sequence import read_whole
 from chroma_plugin.training.speaking import SpeakingPlan, SpeakingTask, SpeechModule
 from chroma_plugin.training.spoken import SpeechBatch, Spoken, collate, schedule
+from tests.miniature import MINIATURE
 
 TRANSCRIPT = "The sun is shining."
 SAID = "The capital of France is Paris."
@@ -26,12 +28,12 @@ SAID = "The capital of France is Paris."
 
 @pytest.fixture
 def model() -> ChromaModel:
-    return load_checkpoint(find_checkpoint(DEFAULT_MODEL)).requires_grad_(True).train()
+    return load_checkpoint(MINIATURE).requires_grad_(True).train()
 
 
 @pytest.fixture(scope="module")
 def prompt() -> ChatPrompt:
-    folder = find_checkpoint(DEFAULT_MODEL)
+    folder = MINIATURE
     return ChatPrompt.from_checkpoint(folder, load_checkpoint(folder).config.audio_token)
 
 
@@ -99,6 +101,44 @@ def test_a_row_beside_a_longer_one_is_as_it_is_alone(
         beside = module(collate([long, short], model.config))
     for one, both in zip(alone, beside, strict=True):
         torch.testing.assert_close(both[-4:], one, atol=1e-5, rtol=0)
+
+
+def test_replies_after_one_voice_prompt_share_it_and_change_nothing(model: ChromaModel) -> None:
+    rng = np.random.default_rng(0)
+    first, other = spoken(96, rng), spoken(96, rng, frames=3)
+    replies = [first, other]
+    for frames, tokens in ((2, 5), (12, 3)):  # after the voice prompt of the first
+        like = spoken(96, rng, frames, tokens)
+        replies.append(replace(like, transcript=first.transcript, reference=first.reference))
+    module = SpeechModule(model, SpeakingPlan())
+    batch = collate(replies, model.config)
+    in_order = [replies[0], replies[2], replies[3], replies[1]]
+    assert len(batch.order) == 2
+    assert int((batch.branches == 0).sum()) == 2 * (len(first.transcript) + 3 + 6)
+    with torch.no_grad():
+        together = module(batch)
+        alone = [module(collate([reply], model.config)) for reply in in_order]
+    for both, singles in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(both, torch.cat(singles), atol=1e-5, rtol=0)
+    assert torch.equal(
+        batch.wanted, torch.cat([collate([reply], model.config).wanted for reply in in_order])
+    )
+
+
+def test_a_batch_holds_as_many_replies_as_it_was_told(model: ChromaModel) -> None:
+    rng = np.random.default_rng(0)
+    asked: list[int] = []
+
+    def draw(chance: np.random.Generator, count: int) -> list[Spoken]:
+        asked.append(count)
+        return [spoken(96, rng) for _ in range(count)]
+
+    for replies, together, counts in ((8, 6, {4}), (16, 6, {6}), (24, 6, {6}), (3, 6, {3})):
+        plan = SpeakingPlan(replies=replies, together=together)
+        batch = SpeakingTask(SpeechModule(model, plan), model.config, draw).batch(0)
+        assert int((batch.wanted == 0).all(dim=1).sum()) == replies
+        assert set(asked) == counts
+        asked.clear()
 
 
 def test_the_schedule_gives_a_token_to_two_frames() -> None:
@@ -198,8 +238,8 @@ def task(model: ChromaModel, **plan: object) -> SpeakingTask:
     replies = [spoken(96, rng) for _ in range(4)]
     settings = SpeakingPlan(replies=2, wrong=0.0, **plan)  # type: ignore[arg-type]
 
-    def draw(chance: np.random.Generator) -> Spoken:
-        return replies[chance.integers(4)]
+    def draw(chance: np.random.Generator, count: int) -> list[Spoken]:
+        return [replies[chance.integers(4)] for _ in range(count)]
 
     return SpeakingTask(SpeechModule(model, settings), model.config, draw, replies)
 
@@ -218,8 +258,8 @@ def test_processes_have_batches_of_their_own(model: ChromaModel) -> None:
     rng = np.random.default_rng(0)
     replies = [spoken(96, rng) for _ in range(50)]
 
-    def draw(chance: np.random.Generator) -> Spoken:
-        return replies[chance.integers(50)]
+    def draw(chance: np.random.Generator, count: int) -> list[Spoken]:
+        return [replies[chance.integers(50)] for _ in range(count)]
 
     batches = [
         SpeakingTask(module, model.config, draw, rank=rank, ranks=2).batch(3) for rank in (0, 1)

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from chroma_plugin.config import GREEDY, EngineConfig
 from chroma_plugin.engine.engine import Engine
+from chroma_plugin.engine.parts import load_parts
 from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.model.chroma import ChromaModel, Generation
 from chroma_plugin.model.weights import check_checkpoint
-from chroma_plugin.reply import AudioChunk, TurnDone
-from chroma_plugin.training import stages
+from chroma_plugin.reply import AudioChunk, EndReason, TurnDone
+from chroma_plugin.training import domain, stages
+from chroma_plugin.training.answers import ChatEndpoint, Domain, PairsFile
+from chroma_plugin.training.ear import examine, load_ear
+from chroma_plugin.training.notes import Notes
 from chroma_plugin.training.recipe import (
     PACKAGED_RECIPE,
     STAGES,
@@ -24,12 +30,14 @@ from chroma_plugin.training.recipe import (
     read_recipe,
     recipe_of,
 )
+from chroma_plugin.training.records import Record, Records
 from chroma_plugin.training.stages import train_recipe
 from chroma_plugin.voice import Voice
+from tests.training.tape import taped_engine
 from tests.training.test_data import Hum
 
 SMALL = {
-    "sizes": {"preset": "packaged"},
+    "sizes": {"preset": "smallest"},
     "data": {"train": 4, "heldout": 2, "shard_dialogues": 4, "speaker_dialogues": 2},
     "codec": {"steps": 4, "rows": 4, "frames": 4, "corpus_minutes": 0.3, "judged": 2,
               "held_out_minutes": 0.1, "warmup_steps": 1},
@@ -74,7 +82,7 @@ def test_each_training_stage_leaves_its_log(recipe: Recipe, stage: str) -> None:
     assert note["figures"] == [line["eval"] for line in lines if "eval" in line][-1]
 
 
-async def test_the_checkpoint_speaks_through_the_engine(recipe: Recipe) -> None:
+async def test_the_checkpoint_answers_through_the_engine(recipe: Recipe) -> None:
     folder = recipe.folder / "checkpoint"
     report = check_checkpoint(folder)
     assert report.config.weights == "trained"
@@ -89,8 +97,12 @@ async def test_the_checkpoint_speaks_through_the_engine(recipe: Recipe) -> None:
         await session.aclose()
     finally:
         await engine.close()
-    assert any(isinstance(event, AudioChunk) for event in events)
-    assert isinstance(events[-1], TurnDone)
+    done = events[-1]
+    assert isinstance(done, TurnDone)
+    assert done.reason in (EndReason.END_OF_SPEECH, EndReason.MAX_SECONDS)
+    chunks = [event for event in events if isinstance(event, AudioChunk)]
+    made_ms = sum(len(chunk.pcm) for chunk in chunks) / 48
+    assert made_ms == done.audio_ms  # 0 too: after so few steps it may think that it said it all
 
 
 def test_what_is_done_is_not_done_again(recipe: Recipe) -> None:
@@ -104,6 +116,56 @@ def test_other_settings_in_the_same_folder_are_refused(recipe: Recipe) -> None:
     other = replace(recipe, thinker=replace(recipe.thinker, spelling=0.1))
     with pytest.raises(ConfigError, match=r"thinker: was made with other settings"):
         train_recipe(other, str)
+
+
+def test_changed_texts_are_noticed(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "fingerprint", lambda: "of other words")
+    with pytest.raises(ConfigError, match=r"data: was made of other texts .*domain of other words"):
+        train_recipe(recipe, str)
+
+
+def test_a_note_that_tells_no_texts_is_a_good_one(recipe: Recipe, tmp_path: Path) -> None:
+    path = recipe.folder / "data" / "done.json"
+    note = json.loads(path.read_bytes())
+    assert note["source"].startswith("domain ")
+    del note["source"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "done.json").write_text(json.dumps(note))
+    assert Notes(replace(recipe, folder=tmp_path)).is_done("data")
+
+
+def test_texts_of_a_file_that_is_gone_are_not_compared(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"question": "q{n}", "answer": "a {n}"}}\n' for n in range(60)))
+    recipe = replace(recipe_of(SMALL | {"data": {"pairs": str(pairs)}}), folder=tmp_path / "run")
+    Notes(recipe).mark("data", {"turns": 1.0})
+    assert Notes(recipe).source.startswith("pairs ")
+    pairs.write_text(pairs.read_text() + '{"question": "one", "answer": "more"}\n')
+    with pytest.raises(ConfigError, match="of other texts"):
+        Notes(recipe).is_done("data")
+    pairs.unlink()
+    assert Notes(recipe).is_done("data")
+
+
+def test_an_endpoint_answers_the_questions_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    data = {"endpoint": "http://x/v1", "endpoint_model": "m", "endpoint_key_env": "MY_KEY"}
+    asked = Notes(replace(recipe_of({"data": data}), folder=tmp_path)).answers
+    assert isinstance(asked, ChatEndpoint) and isinstance(asked.questions, Domain)
+    assert (asked.url, asked.model, asked.api_key) == ("http://x/v1", "m", "secret")
+    data = {"endpoint": "http://x/v1", "endpoint_model": "m", "questions": "q.jsonl"}
+    asked = Notes(replace(recipe_of({"data": data}), folder=tmp_path)).answers
+    assert asked == ChatEndpoint("http://x/v1", "m", PairsFile(Path("q.jsonl")))
+
+
+def test_an_examination_below_the_bar_is_told(recipe: Recipe) -> None:
+    """The recipe of this file is done; its checkpoint never gets an answer right."""
+    assert train_recipe(recipe, str).missed == ()
+    barred = replace(recipe, export=replace(recipe.export, least_right=0.9))
+    assert train_recipe(barred, str).missed == ("right is 0.00; it must be 0.90 or more",)
+    assert train_recipe(replace(barred, stages=("data",)), str).missed == ()
 
 
 def test_a_stage_left_out_must_be_there(tmp_path: Path) -> None:
@@ -163,17 +225,80 @@ def test_a_signal_stops_a_stage_and_the_same_call_goes_on(
     assert train_recipe(recipe, str).stopped == ""
 
 
+LOSSES = {
+    # heads, thrown away afterwards, go up and down in so few steps
+    "codec": ("mel", "log", "low", "wave"),
+    "thinker": ("text", "spelling"),
+    "speech": ("backbone", "depth"),
+}
+"""Of each stage, as they are called in its log."""
+
+
+def losses(folder: Path) -> dict[str, tuple[float, float]]:
+    """Every loss of a run that learns from nothing, first and last."""
+    found = {}
+    for stage, names in LOSSES.items():
+        lines = (folder / stage / "run" / "log.jsonl").read_text().splitlines()
+        steps = [entry for entry in map(json.loads, lines) if "loss" in entry]
+        for name in names:
+            values = [entry[name] for entry in steps if name in entry]
+            found[f"{stage} {name}"] = values[0], values[-1]
+    return found
+
+
+async def engine_and_plain_loop(
+    checkpoint: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The codes of a greedy reply to a record, by an engine and by the plain loop."""
+    frames = 20  # fewer than end a reply that repeats itself
+    made: list[Generation] = []
+    plain = ChromaModel.generate_greedy
+
+    def kept(self: ChromaModel, *given: object) -> Generation:
+        made.append(plain(self, *given))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(ChromaModel, "generate_greedy", kept)
+    asked = replace(record, turns=record.turns[:1])
+    examine(load_ear(checkpoint), [asked], max_frames=frames)
+    parts = load_parts(EngineConfig(model=checkpoint, device="cpu"))
+    engine, tape = taped_engine(parts, frames)
+    clip = record.references[0]
+    voice = Voice.from_samples(clip.samples(), 24_000, clip.text)
+    async with engine:
+        session = await engine.open_session(voice=voice, sampling=GREEDY)
+        tape.begin()
+        session.push_audio(asked.turns[0].question.samples())
+        events = [event async for event in session.commit_turn()]
+        await session.aclose()
+    done = events[-1]
+    assert isinstance(done, TurnDone)
+    return torch.stack(tape.codes[: done.frames]).tolist(), made[0].codes.tolist()
+
+
+async def test_the_engine_says_of_it_what_the_plain_loop_says(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Records(recipe.folder / "data", "heldout")[0]
+    engine, plain = await engine_and_plain_loop(recipe.folder / "checkpoint", record, monkeypatch)
+    assert engine == plain and len(engine) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
-def test_the_two_minute_profile_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CI runs: real speech, every loss lower at the end, a checkpoint that loads."""
+async def test_the_two_minute_profile_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CI runs: real speech, every loss lower at the end, and a checkpoint that speaks through
+    the engine as through the plain loop."""
     monkeypatch.undo()  # no hums
     recipe = replace(read_recipe(PACKAGED_RECIPE, "ci"), folder=tmp_path)
     result = train_recipe(recipe, str)
-    for stage, loss in (("codec", "mel"), ("thinker", "text"), ("speech", "backbone")):
-        lines = (tmp_path / stage / "run" / "log.jsonl").read_text().splitlines()
-        found = [entry[loss] for entry in map(json.loads, lines) if loss in entry]
-        assert found[-1] < 0.9 * found[0], stage
+    for name, (first, last) in losses(tmp_path).items():
+        assert last < 0.95 * first, name
     assert result.figures["depth"]["depth"] < result.figures["speech"]["depth"]
     assert check_checkpoint(result.folder).config.weights == "trained"
+    record = Records(tmp_path / "data", "heldout")[0]
+    engine, plain = await engine_and_plain_loop(result.folder, record, monkeypatch)
+    assert engine == plain and len(engine) > 1

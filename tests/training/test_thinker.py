@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.model.chroma import ChromaModel
 from chroma_plugin.model.listener import LogMel
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
-from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
+from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.bank import Bank
 from chroma_plugin.training.ear import Ear
 from chroma_plugin.training.lessons import Asked, Heard, collate, energies, writing_down
 from chroma_plugin.training.loop import LoopPlan, Progress, train
 from chroma_plugin.training.replies import saying
 from chroma_plugin.training.thinker import ThinkerModule, ThinkerPlan, ThinkerTask
-
-FOLDER = find_checkpoint(DEFAULT_MODEL)
+from tests.miniature import MINIATURE
 
 
 def tone(hz: float, seconds: float = 0.6) -> np.ndarray:
@@ -31,18 +29,18 @@ def tone(hz: float, seconds: float = 0.6) -> np.ndarray:
 
 @pytest.fixture
 def model() -> ChromaModel:
-    return load_checkpoint(FOLDER).requires_grad_(True)
+    return load_checkpoint(MINIATURE).requires_grad_(True)
 
 
 @pytest.fixture(scope="module")
 def prompt() -> ChatPrompt:
-    return ChatPrompt.from_checkpoint(FOLDER, load_checkpoint(FOLDER).config.audio_token)
+    return ChatPrompt.from_checkpoint(MINIATURE, load_checkpoint(MINIATURE).config.audio_token)
 
 
 @pytest.fixture(scope="module")
 def bank() -> Bank:
     """Three tones, each with its own answer."""
-    mel = LogMel(feature_extractor(FOLDER))
+    mel = LogMel(feature_extractor(MINIATURE))
     clips = [Heard(energies(mel, tone(hz)), text) for hz, text in
              ((150, "low"), (600, "high"), (2400, "very high"))]  # fmt: skip
     answers = ("One.", "Two.", "Three.")
@@ -96,7 +94,7 @@ def test_it_learns_to_answer_and_to_write_down(
 
     # the marks are those of the greedy loop: an ear writes down what was marked as right
     model.eval()
-    ear = Ear(model, prompt, LogMel(feature_extractor(FOLDER)))
+    ear = Ear(model, prompt, LogMel(feature_extractor(MINIATURE)))
     assert [ear.write_down(tone(hz)) for hz in (150, 600, 2400)] == ["low", "high", "very high"]
 
 

@@ -1,8 +1,7 @@
-"""Small checkpoints: the packaged one made anew, and those of other sizes."""
+"""Small checkpoints: the packaged one, the smallest one, and those of other sizes."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from chroma_plugin.model.weights import check_checkpoint, find_checkpoint, load_
 from chroma_plugin.training.codec import small_config
 from chroma_plugin.training.dry_run import RELEASED
 from chroma_plugin.training.tiny import (
-    PACKAGED,
+    SMALLEST,
     TRAINABLE,
     StackSizes,
     make_config,
@@ -28,15 +27,22 @@ from chroma_plugin.training.tiny import (
 )
 
 
-def test_the_packaged_checkpoint_is_made_anew(tmp_path: Path) -> None:
-    model = make_tiny(tmp_path)
-    save_checkpoint(model, tmp_path, torch.bfloat16)
+def test_a_checkpoint_is_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        save_checkpoint(make_tiny(tmp_path / name), tmp_path / name, torch.bfloat16)
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert "model.safetensors" in files and "tokenizer.json" in files
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
+
+
+def test_the_packaged_checkpoint_was_trained_and_is_small_enough() -> None:
     packaged = find_checkpoint(DEFAULT_MODEL)
-    for file in tmp_path.iterdir():
-        if file.name == "config.json":
-            assert json.loads(file.read_bytes()) == json.loads((packaged / file.name).read_bytes())
-        else:
-            assert file.read_bytes() == (packaged / file.name).read_bytes(), file.name
+    assert sum(file.stat().st_size for file in packaged.iterdir()) < 25e6
+    report = check_checkpoint(packaged)
+    assert report.config.weights == "trained"
+    assert report.config.text.hidden_size == TRAINABLE.text.hidden_size
+    assert report.config.text_vocabulary == TRAINABLE.vocabulary
 
 
 def test_a_trainable_one_is_small_enough_to_ship(tmp_path: Path) -> None:
@@ -67,9 +73,9 @@ def test_released_sizes_have_the_released_layout() -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="they must be equal"):
-        replace(PACKAGED, backbone=StackSizes(64, 128, 1, 4, 2))
+        replace(SMALLEST, backbone=StackSizes(64, 128, 1, 4, 2))
     with pytest.raises(ConfigError, match=r"depth: hidden_size 64 must be a multiple .* 5"):
-        replace(PACKAGED, depth=StackSizes(64, 128, 1, 5, 5))
+        replace(SMALLEST, depth=StackSizes(64, 128, 1, 5, 5))
 
 
 def test_ready_to_learn_is_the_chat_model_with_gentle_weights(tmp_path: Path) -> None:

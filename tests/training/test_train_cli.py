@@ -28,7 +28,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         recipes.append(recipe)
         say("[data]")
         stopped = "codec" if recipe.seed else ""
-        return Trained(recipe.folder / "checkpoint", stopped, {"data": {"turns": 3.0}})
+        figures = {"data": {"turns": 3.0}}
+        missed = recipe.export.missed({"right": 0.4, "ended": 1.0})
+        return Trained(recipe.folder / "checkpoint", stopped, figures, missed)
 
     monkeypatch.setattr(stages, "train_recipe", train_recipe)
     return recipes
@@ -47,6 +49,7 @@ def test_json_stands_alone_on_stdout(asked: list[Recipe], tmp_path: Path) -> Non
     assert line == {
         "folder": str(tmp_path / "checkpoint"),
         "stopped": "",
+        "missed": [],
         "figures": {"data": {"turns": 3.0}},
     }
 
@@ -55,6 +58,18 @@ def test_a_stopped_run_says_so_by_its_exit_code(asked: list[Recipe], tmp_path: P
     path = tmp_path / "mine.toml"
     path.write_text("[recipe]\nseed = 1\n")
     assert run("--config", path).exit_code == 130
+
+
+def test_a_missed_bar_is_told_and_the_command_fails(asked: list[Recipe], tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[export]\nleast_right = 0.5\nleast_ended = 0.9\n")
+    done = run("--config", path, "--json")
+    assert done.exit_code == 1
+    assert "misses the bar" in done.stderr
+    assert "right is 0.40; it must be 0.50 or more" in done.stderr and "ended" not in done.stderr
+    assert json.loads(done.stdout)["missed"] == ["right is 0.40; it must be 0.50 or more"]
+    path.write_text("[export]\nleast_right = 0.4\n")
+    assert run("--config", path).exit_code == 0
 
 
 @pytest.mark.parametrize(
