@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +20,6 @@ from chroma_plugin.errors import ChromaError, ConfigError
 
 if TYPE_CHECKING:
     from chroma_plugin.evaluation.outcome import Outcome
-    from chroma_plugin.evaluation.synthesis import Spoken, Task
 
 app = typer.Typer(
     name="eval",
@@ -54,7 +53,7 @@ AsJson = Annotated[
 ]
 
 
-def _tell(judge: Callable[[], Outcome], plot: Path | None, as_json: bool) -> None:
+def _tell(judge: Callable[[], Outcome], plot: Path | None, as_json: bool) -> Outcome:
     """Checks the picture's place, judges, and tells."""
     if plot is not None:
         from chroma_plugin.plot import require_matplotlib
@@ -69,67 +68,7 @@ def _tell(judge: Callable[[], Outcome], plot: Path | None, as_json: bool) -> Non
         outcome.draw(plot)
         out.print(f"picture written to {plot.resolve()}")
     print(outcome.line())
-
-
-def _speaker(
-    model: str, device: str, together: int, max_seconds: float, seed: int
-) -> Callable[[Sequence[Task]], list[Spoken | str]]:
-    """Says tasks with an engine that is made when something is missing, for each list anew."""
-
-    def speak(tasks: Sequence[Task]) -> list[Spoken | str]:
-        import asyncio
-        import math
-
-        from chroma_plugin.config import EngineConfig
-        from chroma_plugin.engine.engine import Engine
-        from chroma_plugin.evaluation.synthesis import missing, speak_all
-
-        config = EngineConfig(
-            model,
-            device,
-            max_replies=together,
-            max_reply_s=max_seconds,
-            max_sessions=max(64, together),
-            queue_timeout_s=600.0,
-            run_ahead_s=math.inf,
-        )
-
-        async def run() -> list[Spoken | str]:
-            engine = Engine(config)
-            try:
-                if missing(tasks):
-                    await engine.start()
-                with _Progress() as progress:
-                    return await speak_all(
-                        engine, tasks, seed=seed, together=together, progress=progress.say
-                    )
-            finally:
-                await engine.close()
-
-        return asyncio.run(run())
-
-    return speak
-
-
-class _Progress:
-    """A line on stderr, in a terminal only."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, markup=False, highlight=False)
-        self._status = self._console.status("") if self._console.is_terminal else None
-
-    def __enter__(self) -> _Progress:
-        if self._status:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status:
-            self._status.stop()
-
-    def say(self, done: int, of: int) -> None:
-        if self._status:
-            self._status.update(f"{done} of {of} said")
+    return outcome
 
 
 @app.command()
@@ -152,6 +91,7 @@ def sim(
     as_json: AsJson = False,
 ) -> None:
     """SEED-TTS-EVAL: is it the prompt's voice, and are the words right?"""
+    from chroma_plugin.evaluation.engines import speaker_of
     from chroma_plugin.evaluation.sim import evaluate_similarity, read_list
     from chroma_plugin.evaluation.speakers import speaker_measure
     from chroma_plugin.evaluation.transcripts import AsrCommand
@@ -160,7 +100,7 @@ def sim(
         utterances = read_list(listed)[:limit]
         command = AsrCommand(asr) if asr else None
         measure = speaker_measure(speaker, _resolved(device))
-        speak = _speaker(model, device, together, max_seconds, seed)
+        speak = speaker_of(model, device, together, max_seconds, seed)
         with ExitStack() as stack:
             outcome = evaluate_similarity(
                 utterances, speak, measure, _folder(audio, stack), command
@@ -264,6 +204,7 @@ def uro(
     as_json: AsJson = False,
 ) -> None:
     """URO-Bench's basic track: answer spoken questions, and score the answers."""
+    from chroma_plugin.evaluation.engines import speaker_of
     from chroma_plugin.evaluation.scores import Judge
     from chroma_plugin.evaluation.transcripts import AsrCommand
     from chroma_plugin.evaluation.uro import evaluate_dialogue, read_sets
@@ -272,13 +213,106 @@ def uro(
         sets = read_sets(folder, only or (), rule, limit)
         command = AsrCommand(asr) if asr else None
         marks = Judge(judge, judge_model, os.environ.get(judge_key_env, "")) if judge else None
-        speak = _speaker(model, device, together, max_seconds, seed)
+        speak = speaker_of(model, device, together, max_seconds, seed)
         with ExitStack() as stack:
             outcome = evaluate_dialogue(sets, speak, _folder(audio, stack), command, marks)
         outcome.settings = {"model": model, "seed": seed, **outcome.settings}
         return outcome
 
     _tell(scored, plot, as_json)
+
+
+@app.command()
+def conversation(
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training records to ask from, split heldout; made there if there are none."
+        ),
+    ] = None,
+    dialogues: Annotated[int, typer.Option(min=1, help="Held by the bars.")] = 48,
+    long: Annotated[int, typer.Option(min=0, help="Of ten turns, to compare turns.")] = 6,
+    through: Annotated[
+        Literal["session", "pipeline", "both"], typer.Option(help="How it is asked.")
+    ] = "both",
+    sampling: Annotated[
+        str, typer.Option(help='Settings, temperature:top_k; "1:50 0.7:20 0" compares three.')
+    ] = "1:50",
+    ear: Annotated[
+        str | None, typer.Option(help="Whose thinker writes replies down; the model's own.")
+    ] = None,
+    speaker: Annotated[
+        str, typer.Option(help="Who judges voices: light, wavlm[:SOURCE] or ecapa[:SOURCE].")
+    ] = "light",
+    understood: Annotated[
+        float, typer.Option(min=0, max=1, help="That bar; 0.95 for a model made on a GPU.")
+    ] = 0.8,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a bar is missed.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Conversations kept in --audio.")] = 8,
+    audio: Annotated[Path | None, typer.Option(help="Folder for those, as WAV.")] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    together: Annotated[
+        int, typer.Option(min=1, max=1024, help="Conversations at once; 1 tells the RTF of one.")
+    ] = 1,
+    max_seconds: MaxSeconds = 10.0,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """A small model's bars: questions it never heard, through the engine and through Pipecat."""
+    from chroma_plugin.evaluation.conversation import (
+        by_pipeline,
+        by_session,
+        long_talks,
+        read_settings,
+        save_talk,
+        talks_of,
+    )
+    from chroma_plugin.evaluation.engines import held_out_records, holder_of, quiet_pipecat
+    from chroma_plugin.evaluation.speakers import speaker_measure
+    from chroma_plugin.evaluation.standards import Gallery, Judge
+    from chroma_plugin.evaluation.verdict import BARS, evaluate, plan
+    from chroma_plugin.training.ear import load_ear
+
+    def judge() -> Outcome:
+        settings = read_settings(sampling)
+        measure = speaker_measure(speaker, _resolved(device))
+        if through != "session":
+            quiet_pipecat()
+        asked = {"session": by_session, "pipeline": by_pipeline}
+        ways = {n: a(max_seconds) for n, a in asked.items() if through in (n, "both")}
+        with ExitStack() as stack:
+            held_out = held_out_records(records, dialogues, seed, stack)
+            talks, left_out = talks_of(held_out, dialogues)
+            if not talks:
+                raise ChromaError(f"No voice of these records can be a prompt. {left_out[0]}")
+            own = load_ear(model)
+            listener = load_ear(ear) if ear else own
+            gallery = Gallery(held_out, measure, seed, through=own.through_codec)
+            jobs = plan(ways, talks, long_talks(talks, long), settings)
+            held = holder_of(model, device, together, max_seconds, seed)(jobs)
+            outcome = evaluate(
+                jobs,
+                held,
+                Judge(listener.write_down_reply, gallery),
+                BARS | {"understood": understood},
+                own.through_codec,
+            )
+            for number, talk in enumerate(talks[:keep] if audio else ()):
+                for job, rows in zip(jobs[: len(ways)], held, strict=False):
+                    name = f"{number + 1:03d}-{job.name}"
+                    save_talk(audio or Path(), name, talk, rows[number])
+        outcome.set_aside = [f"left out: {why}" for why in left_out] + outcome.set_aside
+        outcome.settings = {
+            "model": model, "ear": ear or model, "records": str(records) if records else None,
+            "dialogues": len(talks), "long": long, "sampling": sampling, "measure": measure.name,
+            "together": together, "max_seconds": max_seconds, "seed": seed,
+        }  # fmt: skip
+        return outcome
+
+    if not _tell(judge, plot, as_json).figures["met"] and strict:
+        raise ChromaError("A bar is missed: see the table, or figures.ways of the JSON.")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -54,6 +54,25 @@ def grouped_bootstrap(
     return float(low), float(high)
 
 
+def fewer(count: int, of: int, other: int, other_of: int) -> float:
+    """How often chance alone gives so few out of `of`, or fewer, where all are alike.
+
+    Fisher's exact test, one-sided: all `count + other` are dealt out anew.
+
+    Args:
+        count: of the ones in question, out of `of`.
+        of: how many these are.
+        other: of those to compare with, out of `other_of`.
+        other_of: how many those are.
+    """
+    whole, total = of + other_of, count + other
+    ways = sum(
+        math.comb(of, k) * math.comb(other_of, total - k)
+        for k in range(max(0, total - other_of), count + 1)
+    )
+    return ways / math.comb(whole, total)
+
+
 def sign_test(first: int, second: int) -> float:
     """How often chance alone parts so many votes at least as unevenly, two-sided."""
     count = first + second

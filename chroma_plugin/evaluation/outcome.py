@@ -49,6 +49,7 @@ class Bars:
         names: of the bars.
         values: their heights; None leaves a gap.
         intervals: low and high of each, or None; empty if there are none at all.
+        wanted: the height that each should reach, or None; empty if there are none at all.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Bars:
     names: Sequence[str]
     values: Sequence[float | None]
     intervals: Sequence[tuple[float, float] | None] = ()
+    wanted: Sequence[float | None] = ()
 
 
 @dataclass(slots=True)
@@ -154,5 +156,8 @@ def _draw_bars(ax: Any, bars: Bars) -> None:
         if interval is not None:
             below, above = max(value - interval[0], 0.0), max(interval[1] - value, 0.0)
             ax.errorbar(place, value, yerr=[[below], [above]], color="black", capsize=4)
+    for place, wanted in enumerate(bars.wanted):
+        if wanted is not None:
+            ax.plot([place - 0.4, place + 0.4], [wanted, wanted], color="black", linestyle="--")
     ax.set_xticks(range(len(bars.names)), bars.names)
     ax.set(title=bars.title, ylabel=bars.unit)

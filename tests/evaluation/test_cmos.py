@@ -17,6 +17,7 @@ from chroma_plugin.audio import OUTPUT_RATE_HZ, level_dbfs
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.evaluation.cmos import LEVEL_DBFS, Page, TestPlan, levelled, make_page, spoiled
 from chroma_plugin.evaluation.listeners import read_key, read_listener
+from tests.browser import chromium
 from tests.evaluation.conftest import evaluate, refused, save, vowels
 
 NAMES = ("one", "two", "three", "four")
@@ -126,17 +127,10 @@ def test_by_the_command(folder: Path, tmp_path: Path) -> None:
 # -- in a browser ----------------------------------------------------------------------------
 
 
-def browser() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium here: `apt install chromium` brings one")
-
-
 def session(page: Path, listener: str) -> dict[str, Any]:
     """What came of a session that the page went through by itself."""
     command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
         f"{page.resolve().as_uri()}?selftest={listener}",
     ]  # fmt: skip
@@ -148,7 +142,7 @@ def session(page: Path, listener: str) -> dict[str, Any]:
 
 
 def test_a_session_in_chromium(folder: Path, tmp_path: Path) -> None:
-    browser()
+    chromium()
     page = made(folder, question="similarity")
     path = tmp_path / "page.html"
     page.write(path)

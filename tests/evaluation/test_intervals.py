@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from chroma_plugin.evaluation.intervals import bootstrap, grouped_bootstrap, sign_test, wilson
+from chroma_plugin.evaluation.intervals import (
+    bootstrap,
+    fewer,
+    grouped_bootstrap,
+    sign_test,
+    wilson,
+)
 
 
 def test_wilson_agrees_with_the_textbook() -> None:
@@ -44,3 +50,13 @@ def test_the_sign_test() -> None:
     # many votes: the normal distribution, where the exact one ends
     assert sign_test(540, 462) == pytest.approx(sign_test(539, 461), rel=0.05)
     assert sign_test(501, 501) == 1.0
+
+
+def test_so_few_by_chance() -> None:
+    """Fisher's tea: of four cups taken for "milk first" three are, of the other four one."""
+    assert fewer(1, 4, 3, 4) == pytest.approx(17 / 70)
+    assert fewer(0, 4, 4, 4) == pytest.approx(1 / 70)
+    assert fewer(4, 4, 0, 4) == 1.0
+    assert fewer(0, 3, 0, 5) == fewer(3, 3, 5, 5) == 1.0
+    assert fewer(0, 0, 3, 5) == 1.0
+    assert fewer(70, 100, 95, 100) < 1e-4 < 0.05 < fewer(9, 10, 95, 100)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from chroma_plugin.errors import ChromaError
 from chroma_plugin.evaluation import article
-from chroma_plugin.evaluation.outcome import Bars, Grid, Outcome, rounded, written
+from chroma_plugin.evaluation.outcome import Bars, Grid, Outcome, _draw_bars, rounded, written
 
 
 def outcome() -> Outcome:
@@ -19,7 +19,12 @@ def outcome() -> Outcome:
     made.grids = [Grid("A table", ("name", "figure"), [("here", 0.51234), ("there", None)])]
     made.bars = [
         Bars(
-            "A picture", "percent", ["a", "b", "c"], [20.0, None, 80.0], [(10.0, 30.0), None, None]
+            "A picture",
+            "percent",
+            ["a", "b", "c"],
+            [20.0, None, 80.0],
+            [(10.0, 30.0), None, None],
+            [50.0, None, 90.0],
         )
     ]
     made.notes = ["A note."]
@@ -54,6 +59,16 @@ def test_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ChromaError, match="cannot be written"):
         outcome().draw(tmp_path / "none" / "a.png")
+
+
+def test_a_bar_that_is_wanted_is_drawn() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    _draw_bars(axes, outcome().bars[0])
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"] == [
+        [50.0, 50.0],
+        [90.0, 90.0],
+    ]
 
 
 def test_the_articles_gain() -> None:
