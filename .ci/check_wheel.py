@@ -31,6 +31,8 @@ def complaint(wheel: Path) -> str | None:
         return f"not in the wheel: {', '.join(sorted(missing))}"
     if not {"chroma_plugin/py.typed", f"{info}/licenses/LICENSE"} <= held:
         return "py.typed or LICENSE is missing"
+    if "chroma_plugin/examples/pipecat_webrtc.py" not in held:
+        return "the example that `chroma-plugin talk --web` runs is missing"
     if not any(name.startswith("chroma_plugin/assets/") for name in held):
         return "the wheel holds no assets"
     if metadata["License-Expression"] != "Apache-2.0":
