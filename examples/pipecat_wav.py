@@ -27,7 +27,7 @@ from pipecat.workers.runner import WorkerRunner
 from chroma_plugin import Engine, EngineConfig, Voice
 from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, read_audio, write_wav
 from chroma_plugin.pipecat import ChromaRealtimeLLMService
-from chroma_plugin.talk import WavTransport
+from chroma_plugin.pipecat.wav import WavTransport
 
 
 async def main(question: Path, reply: Path, model: str) -> None:

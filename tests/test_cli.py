@@ -21,10 +21,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import chroma_plugin
-from chroma_plugin import cli
+from chroma_plugin import cli, talk_cli
 from chroma_plugin.config import EngineConfig, SamplingParams
 from chroma_plugin.errors import CheckpointError, ConfigError, EngineBusy, EngineError
 from chroma_plugin.reply import EndReason, Timings
+from tests.miniature import MINIATURE
 
 ASSETS = Path(chroma_plugin.__file__).parent / "assets"
 QUESTION = ASSETS / "questions" / "capital.flac"
@@ -40,6 +41,7 @@ class FakeTalk:
 
     def __init__(self) -> None:
         self.text, self.pcm = "The capital is Paris.", PCM
+        self.said = ""
         self.error: BaseException | None = None
         self.config: EngineConfig | None = None
         self.started = self.closed = 0
@@ -68,7 +70,7 @@ class FakeTalk:
             ttfa_ms, rtf = (90.0, 0.25) if self.pcm else (None, None)
             turns.append(TalkTurn(
                 question.name, self.text, self.pcm, len(self.pcm) / 48_000, ttfa_ms, rtf,
-                EndReason.END_OF_SPEECH, Timings(queued_ms=1.5, depth_ms=77.0),
+                EndReason.END_OF_SPEECH, Timings(queued_ms=1.5, depth_ms=77.0), self.said,
             ))  # fmt: skip
         return TalkReport("fake", tuple(turns), ())
 
@@ -169,8 +171,9 @@ def test_a_question_is_answered(fake: FakeTalk) -> None:
     assert soundfile.info("reply.wav").samplerate == 24_000
     assert soundfile.read("reply.wav", dtype="int16")[0].tobytes() == PCM
     for said in ("capital.flac: The capital is Paris.", "90 ms", "0.250", "77 ms", "end of speech",
-                 "1.00 s written to", "are random: this is noise"):  # fmt: skip
+                 "1.00 s written to"):  # fmt: skip
         assert said in result.stdout
+    assert "noise" not in result.stdout
     assert result.stderr.splitlines() == [
         "loading chroma-tiny",
         "question 1 of 1: listening",
@@ -178,6 +181,12 @@ def test_a_question_is_answered(fake: FakeTalk) -> None:
         "question 1 of 1: speaking",
     ]
     assert fake.closed == 1
+
+
+def test_random_weights_are_said_to_be_noise(fake: FakeTalk) -> None:
+    result = run("talk", QUESTION, "-o", "reply.wav", "--model", MINIATURE)
+    assert result.exit_code == 0, result.output
+    assert "are random: this is noise" in " ".join(result.stdout.split())
 
 
 def test_json_is_one_line_and_alone_on_stdout(fake: FakeTalk) -> None:
@@ -190,7 +199,7 @@ def test_json_is_one_line_and_alone_on_stdout(fake: FakeTalk) -> None:
     assert (line["sample_rate"], line["model"], line["weights"]) == (
         24_000,
         "chroma-tiny",
-        "random",
+        "trained",
     )
     assert [turn["question"] for turn in line["turns"]] == ["capital.flac"] * 2
     assert line["turns"][0]["timings"]["depth_ms"] == 77.0
@@ -217,6 +226,20 @@ def test_settings_reach_the_engine(fake: FakeTalk) -> None:
     assert (settings["instructions"], settings["fast"]) == ("Be brief.", True)
     assert settings["max_reply_s"] == 2.5
     assert settings["voice"].name == "default"
+
+
+def test_what_the_user_said_is_told_on_request(fake: FakeTalk) -> None:
+    fake.said = "What is the\x1b[31m capital?"
+    result = run("talk", QUESTION, "-o", "r.wav", "--transcribe")
+    assert fake.settings["transcribe"] is True
+    assert "capital.flac, understood: What is the [31m capital?" in result.stdout
+    result = run("talk", QUESTION, "-o", "r.wav", "--transcribe", "--json")
+    assert json.loads(result.stdout)["turns"][0]["said"] == fake.said
+    fake.said = ""
+    assert "understood: (nothing)" in run("talk", QUESTION, "-o", "r.wav", "--transcribe").stdout
+    result = run("talk", QUESTION, "-o", "r.wav")
+    assert fake.settings["transcribe"] is False
+    assert "understood" not in result.stdout
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
@@ -247,8 +270,8 @@ def test_a_reply_of_no_audio_is_said_so(fake: FakeTalk) -> None:
 
 def test_trained_weights_are_not_called_noise(fake: FakeTalk, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert cli.weights_kind(tmp_path) == "trained"
-    assert cli.weights_kind(ASSETS / "chroma-tiny") in ("random", "trained")
+    assert talk_cli.weights_kind(tmp_path) == "trained"
+    assert talk_cli.weights_kind(ASSETS / "chroma-tiny") in ("random", "trained")
     result = run("talk", QUESTION, "-o", "r.wav", "--model", tmp_path)
     assert result.exit_code == 0, result.output
     assert "noise" not in result.output

@@ -19,9 +19,11 @@ from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
     InputAudioRawFrame,
+    InterruptionFrame,
     MetricsFrame,
     OutputAudioRawFrame,
     StartFrame,
+    TTSStartedFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
@@ -36,14 +38,16 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
+from pipecat.turns.user_mute.base_user_mute_strategy import BaseUserMuteStrategy
 from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from chroma_plugin.audio import Samples, float_to_pcm
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.pipecat import ChromaRealtimeLLMService
-from chroma_plugin.session import SpeechEngine
-from chroma_plugin.talk import WavTransport
+from chroma_plugin.pipecat.wav import WavTransport
+from chroma_plugin.session import Session, SpeechEngine
 from tests.fakes import FakeConversation, FakeEngine
 
 PATIENCE_S = 20.0
@@ -61,6 +65,8 @@ class Speaker(BaseOutputTransport):
         params = TransportParams(audio_out_enabled=True, audio_out_end_silence_secs=0)
         super().__init__(params)
         self.played_s = 0.0
+        self.after_interruptions_s: list[float] = []  # played of a reply after it was interrupted
+        self._interrupted = False
         self._moved = moved
         self._limit_s = float("inf")
         self._raised = asyncio.Event()
@@ -73,11 +79,22 @@ class Speaker(BaseOutputTransport):
         await super().start(frame)
         await self.set_transport_ready(frame)
 
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        if isinstance(frame, InterruptionFrame) and direction is FrameDirection.DOWNSTREAM:
+            self.after_interruptions_s.append(0.0)
+            self._interrupted = True
+        elif isinstance(frame, TTSStartedFrame):  # what comes now is another reply
+            self._interrupted = False
+        await super().process_frame(frame, direction)
+
     async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
         while self.played_s >= self._limit_s - 1e-6:
             self._raised.clear()
             await self._raised.wait()
-        self.played_s += len(frame.audio) / 2 / frame.sample_rate
+        seconds = len(frame.audio) / 2 / frame.sample_rate
+        self.played_s += seconds
+        if self._interrupted:
+            self.after_interruptions_s[-1] += seconds
         self._moved()
         return True
 
@@ -112,6 +129,7 @@ class Call:
         self.speaker = Speaker(self._moved.set)
         self.microphone = WavTransport(fast=True)
         self.turns: list[str] = []  # assistant turns, as the assistant aggregator tells them
+        self.user_messages: list[str] = []  # as the user aggregator tells them
         self.errors: list[ErrorFrame] = []
         self.chroma: ChromaRealtimeLLMService
         self.worker: PipelineWorker
@@ -158,9 +176,21 @@ class Call:
         return [name for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
 
     @property
+    def session(self) -> Session | None:
+        return self.chroma._line.session
+
+    @property
     def conversation(self) -> FakeConversation:
         assert isinstance(self.engine, FakeEngine)
         return self.engine.conversations[-1]
+
+    def told(self) -> list[tuple[str, Any]]:
+        """The context, as roles and texts."""
+        return [(message["role"], message["content"]) for message in self.context.messages]
+
+    def requests(self) -> list[ReplyRequest]:
+        """The replies that the engine was asked for."""
+        return [request for _, request in self.calls("start_reply")]
 
     def calls(self, *names: str) -> list[tuple[Any, ...]]:
         """What the engine was asked to do, in order."""
@@ -191,29 +221,55 @@ async def conversation(
     played: bool = True,
     observers: Sequence[BaseObserver] = (),
     metrics: bool = False,
+    tracing: bool = False,
+    strategies: Callable[[WavTransport], UserTurnStrategies] | None = None,
+    mutes: Sequence[BaseUserMuteStrategy] = (),
+    before: Sequence[FrameProcessor] = (),
     **service: Any,
 ) -> AsyncIterator[Call]:
-    """A running pipeline. Without `vad` there is no microphone either: a test sends the frames."""
+    """A running pipeline. Without `vad` there is no microphone either: a test sends the frames.
+
+    Args:
+        engine: what answers.
+        messages: of the context, at the beginning.
+        tools: of the context.
+        vad: a microphone, and Silero listens to it.
+        played: a transport plays, and the assistant aggregator writes down what was heard.
+        observers: of the worker.
+        metrics: are measured.
+        tracing: spans are made.
+        strategies: when a turn begins and ends; without them a question is a turn, or with `vad`
+            off what the test's frames say.
+        mutes: when the user is not heard.
+        before: stands before the user aggregator: speech-to-text, for example.
+        **service: for the service.
+    """
     context = LLMContext(list(messages), **({"tools": tools} if tools else {}))
     call = Call(engine, context)
     by_hand = UserTurnStrategies(stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0)])
+    turns = call.microphone.turn_strategies if vad else by_hand
+    if strategies is not None:
+        turns = strategies(call.microphone)
     user, assistant = LLMContextAggregatorPair(
         context,
         user_params=LLMUserAggregatorParams(
             vad_analyzer=SileroVADAnalyzer() if vad else None,
-            user_turn_strategies=call.microphone.turn_strategies if vad else by_hand,
+            user_turn_strategies=turns,
+            user_mute_strategies=list(mutes),
         ),
     )
     call.chroma = ChromaRealtimeLLMService(engine=engine, context=context, **service)
     source = [call.microphone.input()] if vad else []
     sink = [call.speaker, assistant] if played else []
-    parts = [*source, user, call.chroma, call.tap, *sink]
+    parts = [*source, *before, user, call.chroma, call.tap, *sink]
     call.worker = PipelineWorker(
         Pipeline(parts),
         params=PipelineParams(enable_metrics=metrics, enable_usage_metrics=metrics),
         observers=list(observers),
         enable_rtvi=False,
         idle_timeout_secs=None,
+        enable_tracing=tracing,
+        enable_turn_tracking=tracing,
     )
     started = asyncio.Event()
 
@@ -228,6 +284,11 @@ async def conversation(
         call.turns.append(message.content)
         call._moved.set()
 
+    async def on_user_message(_: Any, message: Any) -> None:
+        call.user_messages.append(message.content)
+        call._moved.set()
+
+    user.add_event_handler("on_user_turn_message_added", on_user_message)
     call.worker.add_event_handler("on_pipeline_started", on_started)
     call.worker.add_event_handler("on_pipeline_error", on_error)
     assistant.add_event_handler("on_assistant_turn_stopped", on_assistant_turn)

@@ -47,7 +47,7 @@ from pipecat.services.settings import LLMSettings
 
 from chroma_plugin.audio import INPUT_RATE_HZ, Samples, float_to_pcm, read_audio
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
-from chroma_plugin.errors import ConfigError, EngineBusy, EngineClosed, EngineFailed, SessionClosed
+from chroma_plugin.errors import ConfigError, EngineBusy, EngineClosed, EngineFailed
 from chroma_plugin.pipecat import ChromaRealtimeLLMService
 from chroma_plugin.reply import AudioChunk, EndReason, Sink, TurnDone
 from chroma_plugin.voice import Voice
@@ -227,7 +227,7 @@ async def test_barge_in(made: str) -> None:
         expected = [TTSStoppedFrame, LLMFullResponseEndFrame] if still_made else []
         assert closed == [*expected, UserStoppedSpeakingFrame]  # and no late audio
         assert len(requests(call)) == 2
-        session = call.chroma._session
+        session = call.session
         assert session is not None
         assert [(m.role, m.text) for m in session.history] == [
             ("user", None),
@@ -249,7 +249,7 @@ async def test_barge_in_before_the_first_word_leaves_no_message() -> None:
         await call.say(capital())
         await call.until(lambda: "one two three four" in call.turns, "the second reply")
         assert call.context.messages == [{"role": "assistant", "content": "one two three four"}]
-        session = call.chroma._session
+        session = call.session
         assert session is not None
         assert [m.role for m in session.history] == ["user", "user", "assistant"]
         waits = [m.value for m in call.tap.metrics if isinstance(m, TTFBMetricsData)]
@@ -266,7 +266,7 @@ async def test_what_nobody_plays_nobody_hears(engine: FakeEngine) -> None:
         call.tap.frames.clear()
         await call.send(LLMRunFrame(), LLMRunFrame())  # and nobody says when it has been played
         await call.until(lambda: call.names().count("LLMFullResponseEndFrame") == 2, "replies")
-        session = call.chroma._session
+        session = call.session
         assert session is not None
         assert [m.turn for m in session.history] == [2, 3]
 
@@ -329,7 +329,7 @@ async def test_greeting(engine: FakeEngine) -> None:
         await call.replies(1)
         [request] = requests(call)
         assert request.instructions == "Greet the user."
-        session = call.chroma._session
+        session = call.session
         assert session is not None and session.instructions == "You are a pirate."
         assert call.calls("add_text", "commit_audio") == []
         await call.send(LLMRunFrame())
@@ -381,7 +381,7 @@ async def test_text_typed_without_a_request_is_known_in_the_next_turn(engine: Fa
 async def test_a_run_waits_for_the_audible_reply(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chroma_plugin.pipecat.PLAYED_MARGIN_S", 3600)
+    monkeypatch.setattr("chroma_plugin.pipecat.response.PLAYED_MARGIN_S", 3600)
     async with conversation(engine) as call:
         call.speaker.play_to(0.4)
         await call.send(LLMRunFrame())
@@ -422,7 +422,7 @@ async def test_a_given_context_is_the_beginning_of_the_conversation(engine: Fake
         {"role": "assistant", "content": "Hello!"},
     ]
     async with conversation(engine, messages=messages) as call:
-        session = call.chroma._session
+        session = call.session
         assert session is not None
         assert [(m.role, m.text) for m in session.history] == [
             ("user", "Hi."),
@@ -454,7 +454,7 @@ async def test_settings_reach_the_session(engine: FakeEngine) -> None:
         assert request.voice is voice
         assert request.sampling == SamplingParams(0.5, 7, 0.9, 3, 1.2)
         assert request.max_reply_s == 0.8
-        session = call.chroma._session
+        session = call.session
         assert session is not None and session.instructions == "Be kind."
 
 
@@ -488,7 +488,7 @@ async def test_refused_settings_are_named(engine: FakeEngine) -> None:
         told = [line for line in lines if "settings" in line]
         assert len(told) == 2
         assert "max_tokens, speed" in told[0] and "temperature" in told[1]
-        assert "those that can: repetition_penalty, seed, system_instruction" in told[0]
+        assert "those that can: greeting, repetition_penalty, seed" in told[0]
         assert requests(call)[0].sampling == SamplingParams(temperature=0.5)
 
 
@@ -500,7 +500,7 @@ def test_unsupported_settings_are_an_error_at_the_start() -> None:
         (ChromaRealtimeLLMService.Settings(repetition_penalty=0.5), "repetition_penalty"),
         (
             ChromaRealtimeLLMService.Settings.from_mapping({"min_p": 0.1}),
-            "min_p. Those that are: max_reply_s, model, repetition_penalty",
+            "min_p. Those that are: greeting, max_reply_s, model",
         ),
         (ChromaRealtimeLLMService.Settings(voice="alloy"), "voice"),  # type: ignore[arg-type]
     ):
@@ -510,7 +510,7 @@ def test_unsupported_settings_are_an_error_at_the_start() -> None:
 
 async def test_instructions_default_to_the_models_own(engine: FakeEngine) -> None:
     async with conversation(engine) as call:
-        session = call.chroma._session
+        session = call.session
         assert session is not None and session.instructions == DEFAULT_INSTRUCTIONS
         call.chroma._settings.validate_complete()
 
@@ -549,16 +549,6 @@ async def test_an_engine_that_was_not_started_is_a_permanent_error() -> None:
         assert not call.chroma.is_usable
         await call.say(capital())  # and nothing breaks
         await call.until(lambda: "UserStoppedSpeakingFrame" in call.names(), "the turn's end")
-
-
-async def test_a_session_lost_is_one_error_a_turn(engine: FakeEngine) -> None:
-    async with conversation(engine) as call:
-        assert call.chroma._session is not None
-        await call.chroma._session.aclose()
-        await call.say(capital())
-        await call.until(lambda: "UserStoppedSpeakingFrame" in call.names(), "the turn's end")
-        assert [type(e.exception) for e in call.errors] == [SessionClosed]
-        assert not call.chroma.is_usable
 
 
 async def test_tools_are_warned_about_once(engine: FakeEngine) -> None:
@@ -604,7 +594,7 @@ async def test_cancel_stops_at_once() -> None:
     async with conversation(engine) as call:
         await call.send(LLMRunFrame())
         await call.until(lambda: call.speaker.played_s > 0, "some audio")
-        session = call.chroma._session
+        session = call.session
         assert session is not None
         await call.worker.cancel()
     assert session.closed and session.reply is not None
@@ -615,7 +605,7 @@ async def test_cleanup_twice(engine: FakeEngine) -> None:
     async with conversation(engine) as call:
         await call.send(LLMRunFrame())
         await call.replies(1)
-        session = call.chroma._session
+        session = call.session
         assert session is not None
     assert session.closed
     await call.chroma.cleanup()

@@ -61,6 +61,11 @@ async def test_one_question(engine: FakeEngine) -> None:
     assert engine.conversations[0].calls[-1] == ("cancel_reply", -1)  # it was closed
 
 
+async def test_what_was_asked_is_written_down(engine: FakeEngine) -> None:
+    report = await talk(engine, [CAPITAL, CAPITAL], transcribe=True, fast=True)
+    assert [turn.said for turn in report.turns] == ["what was said"] * 2
+
+
 async def test_the_first_audio_leaves_before_the_reply_is_made(engine: FakeEngine) -> None:
     engine.frame_s = 0.002
     told: list[tuple[float, str]] = []
