@@ -21,7 +21,7 @@ import chroma_plugin
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-EXTRAS = {"pipecat", "livekit", "server", "plot", "train", "eval", "all", "dev"}
+EXTRAS = {"pipecat", "web", "livekit", "server", "plot", "train", "eval", "all", "dev"}
 
 
 def fresh(code: str) -> str:
