@@ -165,6 +165,7 @@ def _codec(width: int, inner: int, filters: int, layers: int, heads: int) -> dic
         "codebook_dim": width // 2,
         "vector_quantization_hidden_dimension": width // 2,
         "upsample_groups": width,
+        "sliding_window": 250,
     }
 
 
