@@ -7,6 +7,7 @@ and the aggregators. Knows nothing of sessions and audio.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,16 +132,29 @@ class ContextReader:
             Whether it was told by somebody else than this service.
         """
         self._bookkeeping = True
-        turns = [turn for turn, said in self._coming.items() if said in text]
-        for turn in turns:
-            del self._coming[turn]
-        turn = min(turns) if turns else max(self._places, default=0)
+        turns = sorted(turn for turn, said in self._coming.items() if said in text)
+        said = {turn: self._coming.pop(turn) for turn in turns}
+        turn = turns[0] if turns else max(self._places, default=0)
         for message in reversed(self.messages):
             if _key(message) == ("user", text):
-                self._learn(("user", text))
-                self._move(message, turn)
+                if len(turns) > 1:
+                    self._part(message, said)
+                else:
+                    self._learn(("user", text))
+                    self._move(message, turn)
                 break
         return not turns
+
+    def _part(self, message: Any, said: Mapping[int, str]) -> None:
+        """Makes a message for each turn of one that the aggregator wrote of several: a barge-in
+        had come before it wrote the first."""
+        context = self.context
+        if context is None:
+            return
+        context.set_messages([m for m in context.get_messages() if m is not message])
+        self._known -= Counter([_key(message)])
+        for turn, text in said.items():
+            self.insert(turn, text)
 
     def is_request(self, context: LLMContext) -> bool:
         """Whether a context frame asks for a reply; the one after `user_wrote` does not."""

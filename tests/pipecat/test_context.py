@@ -295,6 +295,22 @@ def test_what_the_aggregator_writes_for_us_is_ours() -> None:
     assert reader.user_wrote("two")  # somebody else's
 
 
+def test_two_turns_that_the_aggregator_writes_at_once_are_parted() -> None:
+    """A barge-in came between the first transcript and its writing."""
+    context = LLMContext([])
+    reader = ContextReader(context)
+    reader.turn_spoken(1, "")
+    reader.coming(1, "hello")
+    reader.turn_spoken(2, "one two three")
+    reader.coming(2, "stop")
+    context.add_message(assistant("one two"))
+    reader.assistant_wrote("one two")
+    context.add_message(user("hello stop"))
+    assert not reader.user_wrote("hello stop")
+    assert context.get_messages() == [user("hello"), assistant("one two"), user("stop")]
+    assert not reader.replaced and reader.news() == News([], [])
+
+
 def test_an_interruption_takes_the_bookkeeping_with_it() -> None:
     context = LLMContext()
     reader = ContextReader(context)
