@@ -1,4 +1,4 @@
-"""A picture of a conversation: level and spectrogram of each recording, as a PNG.
+"""Pictures as PNG; of a conversation: level and spectrogram of each recording.
 
 Knows nothing of engines or hosts. Needs matplotlib, which is loaded only here.
 """
@@ -68,6 +68,15 @@ def save_plot(path: str | Path, tracks: Sequence[Track]) -> None:
     for (left, right), track in zip(axes, tracks, strict=True):
         _draw_level(left, track)
         _draw_spectrogram(right, track)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as a PNG, whole or not at all.
+
+    Raises:
+        AudioError: it cannot be written.
+    """
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     try:

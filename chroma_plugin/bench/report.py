@@ -6,7 +6,6 @@ Knows nothing of engines.
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import os
 import platform
@@ -22,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 import chroma_plugin
-from chroma_plugin.errors import ChromaError
 
 PERCENTILES = (50, 95, 99)
 
@@ -248,8 +246,7 @@ class Report:
         Raises:
             ChromaError: matplotlib is missing, or the picture cannot be written.
         """
-        from chroma_plugin.audio import replace_file
-        from chroma_plugin.plot import require_matplotlib
+        from chroma_plugin.plot import require_matplotlib, save_figure
 
         count = max(len(self.panels), 1)
         figure = require_matplotlib()(figsize=(10.0, 3.2 * count), layout="constrained")
@@ -264,12 +261,7 @@ class Report:
             ax.set_ylim(bottom=0)
             if any(curve.title for curve in panel.curves):
                 ax.legend()
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
-        try:
-            replace_file(path, picture.getvalue())
-        except OSError as error:
-            raise ChromaError(f"{path}: cannot be written ({error.strerror}).") from error
+        save_figure(figure, path)
 
 
 def _written(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 import chroma_plugin
-from chroma_plugin.errors import ChromaError
 
 SHOWN_ASIDE = 5
 """Reasons that are printed; all of them are in the JSON."""
@@ -117,8 +115,7 @@ class Outcome:
         Raises:
             ChromaError: matplotlib is missing, or the picture cannot be written.
         """
-        from chroma_plugin.audio import replace_file
-        from chroma_plugin.plot import require_matplotlib
+        from chroma_plugin.plot import require_matplotlib, save_figure
 
         count = max(len(self.bars), 1)
         figure = require_matplotlib()(figsize=(9.0, 3.6 * count), layout="constrained")
@@ -127,12 +124,7 @@ class Outcome:
         axes = figure.subplots(count, 1, squeeze=False, sharey=one_unit)[:, 0]
         for ax, bars in zip(axes, self.bars, strict=False):
             _draw_bars(ax, bars)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
-        try:
-            replace_file(path, picture.getvalue())
-        except OSError as error:
-            raise ChromaError(f"{path}: cannot be written ({error.strerror}).") from error
+        save_figure(figure, path)
 
 
 def written(cell: Cell) -> str:
