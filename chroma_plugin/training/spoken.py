@@ -8,8 +8,9 @@ same voice prompt share a row: the prompt, most of what there is to read, is rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -120,9 +121,9 @@ def collate(
         wrong: share of the codes read that are replaced by any other, so that the model learns to
             go on from its own mistakes.
     """
-    voices: dict[bytes, list[Spoken]] = {}
+    voices: dict[tuple[tuple[int, ...], bytes], list[Spoken]] = {}
     for reply in replies:
-        prompt = bytes(str(tuple(reply.transcript)), "ascii") + reply.reference.tobytes()
+        prompt = tuple(reply.transcript), reply.reference.tobytes()
         voices.setdefault(prompt, []).append(reply)
     groups = list(voices.values())
     in_order = [reply for group in groups for reply in group]
@@ -131,7 +132,9 @@ def collate(
         [part for g in groups for part in (g[0].reference.T, *(reply.codes.T for reply in g))]
     ).astype(np.int64)
 
-    numbers = _Numbers(1, 1 + len(ids), 1 + len(ids) + sum(len(r.tokens) for r in in_order))
+    first_state = 1 + len(ids)
+    first_frame = first_state + sum(len(reply.tokens) for reply in in_order)
+    numbers = _Numbers(count(1), count(first_state), count(first_frame))
     rows = [_row(group, numbers) for group in groups]
     length = max(len(row.order) for row in rows)
     places = [length * i + place for i, row in enumerate(rows) for place in row.places]
@@ -159,18 +162,12 @@ def collate(
     )
 
 
-@dataclass(slots=True)
-class _Numbers:
-    """The next vector of each kind."""
+class _Numbers(NamedTuple):
+    """Of the vectors that come next, of each kind."""
 
-    text: int
-    state: int
-    frame: int
-
-    def take(self, kind: str, count: int) -> range:
-        first = getattr(self, kind)
-        setattr(self, kind, first + count)
-        return range(first, first + count)
+    text: Iterator[int]
+    state: Iterator[int]
+    frame: Iterator[int]
 
 
 class _Row(NamedTuple):
@@ -188,24 +185,28 @@ def _ids(group: Sequence[Spoken], config: ChromaConfig) -> list[int]:
 
 def _row(group: Sequence[Spoken], numbers: _Numbers) -> _Row:
     """A voice prompt, and after it all replies that have it; takes numbers as `_ids` has text."""
-    text = torch.tensor(numbers.take("text", len(group[0].transcript) + 2))[:, None]
-    heard = torch.tensor(numbers.take("frame", group[0].reference.shape[1]))[:, None]
+    text = torch.tensor(_next(numbers.text, len(group[0].transcript) + 2))[:, None]
+    heard = torch.tensor(_next(numbers.frame, group[0].reference.shape[1]))[:, None]
     # of numbers instead of vectors, this lays out the voice that serves: zero is number 0
     order = lay_out_voice(text[1:-1], heard, text[0], text[-1])[:, 0].tolist()
     row = _Row(order, list(range(len(order))), [0] * len(order), [])
     prompt = len(order)
     for branch, reply in enumerate(group, 1):
-        count, begin = len(reply.tokens), len(row.order)
+        begin = len(row.order)
         said, places = schedule(
-            numbers.take("state", count),
-            numbers.take("text", count),
-            numbers.take("frame", reply.codes.shape[1]),
+            _next(numbers.state, len(reply.tokens)),
+            _next(numbers.text, len(reply.tokens)),
+            _next(numbers.frame, reply.codes.shape[1]),
         )
         row.order.extend(said)
         row.positions.extend(range(prompt, prompt + len(said)))
         row.branches.extend([branch] * len(said))
         row.places.extend(begin + place for place in places)
     return row
+
+
+def _next(numbers: Iterator[int], many: int) -> list[int]:
+    return list(islice(numbers, many))
 
 
 def _filled(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
