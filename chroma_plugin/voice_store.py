@@ -1,0 +1,326 @@
+"""VoiceStore: a folder of voices, each with the consent that makes it usable.
+
+::
+
+    FOLDER/
+      .lock
+      voices/NAME/voice.json     transcript, consent, hashes
+      voices/NAME/sample.flac    the clip, 24 kHz mono
+      voices/NAME/codes.npy      what a codec made of it, if somebody kept that
+      consents/ID.json           consents that wait for their voice, or were given for one
+
+A name is an id (`ada-2`), never a path. A voice is written beside its place and moved there, under
+a lock that other processes heed; what is deleted is gone, its codes too. A voice without a consent
+record is refused. Knows no engine and no server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chroma_plugin.audio import OUTPUT_RATE_HZ, replace_file
+from chroma_plugin.errors import VoiceError
+from chroma_plugin.voice import Voice
+from chroma_plugin.voice_clip import as_flac, decode_clip
+from chroma_plugin.voice_consent import Consent, check_consent
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+STOCK_NAMES = frozenset(
+    {"alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage"}
+    | {"shimmer", "verse"}
+)
+"""What stock clients ask for when nobody told them otherwise: the default voice."""
+RESERVED = STOCK_NAMES | {"default"}
+"""Names that mean the default voice everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceRecord:
+    """What the store knows of a voice.
+
+    Attributes:
+        name: its id.
+        transcript: what is said in the clip.
+        consent: the record of it.
+        sample_sha256: of the file that was given.
+        key: of the voice, as `Voice.key`.
+        seconds: the length of the clip.
+        when: when it was added, in seconds since 1970.
+    """
+
+    name: str
+    transcript: str
+    consent: Consent
+    sample_sha256: str
+    key: str
+    seconds: float
+    when: float
+
+
+class VoiceStore:
+    """A folder of voices; any number of processes may use it at the same time.
+
+    Args:
+        folder: made if it is missing.
+
+    Raises:
+        VoiceError: it cannot be made or written to.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._voices, self._consents = self._folder / "voices", self._folder / "consents"
+        self._mutex = threading.Lock()
+        try:
+            for part in (self._folder, self._voices, self._consents):
+                part.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._locked():
+                self._sweep()
+        except OSError as error:
+            raise VoiceError(
+                f"{folder}: no folder for voices can be made there ({error.strerror})."
+            ) from error
+
+    # -- voices ------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The names of all voices, in order."""
+        return sorted(p.name for p in self._voices.iterdir() if NAME.fullmatch(p.name))
+
+    def records(self) -> list[VoiceRecord]:
+        """All voices, in the order of their names; what is damaged is left out."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.record(name))
+            except VoiceError:
+                continue
+        return found
+
+    def record(self, name: str) -> VoiceRecord:
+        """What is known of a voice.
+
+        Raises:
+            VoiceError: there is none of that name, or its record is damaged or has no consent.
+        """
+        path = self._place(name) / "voice.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            consent = Consent(**fields.pop("consent"))
+            record = VoiceRecord(**fields, consent=consent)
+        except FileNotFoundError:
+            raise VoiceError(f"There is no voice {name!r}; `voices list` shows what is.") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise VoiceError(
+                f"The record of voice {name!r} is damaged or has no consent. Remove the voice and "
+                "add it again."
+            ) from error
+        check_consent(consent)
+        return record
+
+    def get(self, name: str) -> Voice:
+        """A voice, ready for an engine.
+
+        Raises:
+            VoiceError: there is none, it has no consent, or its clip is not the one that was
+                enrolled.
+        """
+        record = self.record(name)
+        voice = Voice.from_file(self._place(name) / "sample.flac", record.transcript, name)
+        if voice.key != record.key:
+            raise VoiceError(
+                f"The clip of voice {name!r} is not the one that its consent was given for. "
+                "Remove the voice and add it again."
+            )
+        return voice
+
+    def add(self, name: str, clip: bytes, transcript: str, consent: Consent) -> VoiceRecord:
+        """Enrols a voice.
+
+        Args:
+            name: its id: lower case letters, digits, - and _; none of the reserved ones.
+            clip: a file of 3 to 30 s: WAV, FLAC, MP3 or OGG.
+            transcript: what is said in it, word for word.
+            consent: of its owner.
+
+        Raises:
+            VoiceError: the name is taken or none; consent, clip or transcript cannot be used.
+        """
+        if name in RESERVED:
+            raise VoiceError(f"The name {name!r} means the default voice; use another one.")
+        place = self._place(name)
+        check_consent(consent)
+        samples = decode_clip(clip)
+        sample = as_flac(Voice.from_samples(samples, OUTPUT_RATE_HZ, transcript, name).samples)
+        voice = Voice.from_samples(decode_clip(sample), OUTPUT_RATE_HZ, transcript, name)
+        record = VoiceRecord(
+            name=name,
+            transcript=voice.transcript,
+            consent=consent,
+            sample_sha256=hashlib.sha256(clip).hexdigest(),
+            key=voice.key,
+            seconds=round(voice.seconds, 3),
+            when=time.time(),
+        )
+        new = self._voices / f".new-{secrets.token_hex(8)}"
+        with self._locked():
+            if place.exists():
+                raise VoiceError(f"There is a voice {name!r}; remove it first, or use another id.")
+            try:
+                new.mkdir(mode=0o700)
+                (new / "sample.flac").write_bytes(sample)
+                (new / "voice.json").write_text(json.dumps(asdict(record), indent=1))
+                os.replace(new, place)
+            except OSError as error:
+                raise VoiceError(f"{place}: cannot be written ({error.strerror}).") from error
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+        return record
+
+    def remove(self, name: str) -> None:
+        """Deletes a voice: its clip, its record, its codes, and its consent if no other voice has
+        the same one.
+
+        Raises:
+            VoiceError: there is none of that name, or it cannot be deleted.
+        """
+        place = self._place(name)
+        gone = self._voices / f".gone-{secrets.token_hex(8)}"
+        with self._locked():
+            consent_id = None
+            try:
+                consent_id = self.record(name).consent.id
+            except VoiceError:
+                if not place.exists():
+                    raise
+            try:
+                os.replace(place, gone)
+                shutil.rmtree(gone)
+                others = {record.consent.id for record in self.records()}
+                if consent_id is not None and consent_id not in others:
+                    self._consent_place(consent_id).unlink(missing_ok=True)
+            except OSError as error:
+                raise VoiceError(f"{place}: cannot be deleted ({error.strerror}).") from error
+
+    def codes(self, name: str) -> NDArray[np.int64] | None:
+        """The codes `[K, T]` that were kept for a voice, or None."""
+        path = self._place(name) / "codes.npy"
+        try:
+            with path.open("rb") as file:
+                kept: NDArray[np.int64] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return kept if kept.ndim == 2 and kept.dtype == np.int64 else None
+
+    def keep_codes(self, name: str, codes: NDArray[np.int64]) -> None:
+        """Keeps the codes `[K, T]` of a voice; they go when it goes.
+
+        Raises:
+            VoiceError: there is no such voice.
+        """
+        data = io.BytesIO()
+        np.save(data, codes.astype(np.int64), allow_pickle=False)
+        with self._locked():
+            self.record(name)
+            replace_file(self._place(name) / "codes.npy", data.getvalue())
+
+    # -- consents ----------------------------------------------------------------------------
+
+    def new_consent(
+        self, who: str, statement: str, *, language: str = "", recording: bytes | None = None
+    ) -> Consent:
+        """Writes down a consent; the recording, if there is one, is hashed and not kept.
+
+        Raises:
+            VoiceError: it does not say who agreed, or to what.
+        """
+        consent = Consent(
+            " ".join(who.split()),
+            statement.strip(),
+            time.time(),
+            f"cons_{secrets.token_hex(8)}",
+            language,
+            hashlib.sha256(recording).hexdigest() if recording else "",
+        )
+        check_consent(consent)
+        with self._locked():
+            replace_file(self._consent_place(consent.id), json.dumps(asdict(consent)).encode())
+        return consent
+
+    def consent(self, consent_id: str) -> Consent:
+        """A consent by its id.
+
+        Raises:
+            VoiceError: there is none.
+        """
+        try:
+            fields = json.loads(self._consent_place(consent_id).read_text(encoding="utf-8"))
+            return Consent(**fields)
+        except (OSError, ValueError, TypeError) as error:
+            raise VoiceError(f"There is no consent {consent_id[:60]!r}.") from error
+
+    def consents(self) -> list[Consent]:
+        """All of them, the oldest first."""
+        found = []
+        for path in self._consents.glob("cons_*.json"):
+            try:
+                found.append(self.consent(path.stem))
+            except VoiceError:
+                continue
+        return sorted(found, key=lambda consent: consent.when)
+
+    def remove_consent(self, consent_id: str) -> None:
+        """Withdraws a consent; the voices that stand on it go too.
+
+        Raises:
+            VoiceError: there is none.
+        """
+        self.consent(consent_id)
+        for record in self.records():
+            if record.consent.id == consent_id:
+                self.remove(record.name)
+        with self._locked():
+            self._consent_place(consent_id).unlink(missing_ok=True)
+
+    # -- the folder --------------------------------------------------------------------------
+
+    def _place(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise VoiceError(
+                f"{name[:80]!r} is no name of a voice: use 1 to 64 of a-z, 0-9, - and _, a letter "
+                "or digit first."
+            )
+        return self._voices / name
+
+    def _consent_place(self, consent_id: str) -> Path:
+        if not re.fullmatch(r"cons_[0-9a-f]{16}", consent_id):
+            raise VoiceError(f"There is no consent {consent_id[:60]!r}.")
+        return self._consents / f"{consent_id}.json"
+
+    def _sweep(self) -> None:
+        """What a process left behind that died while it wrote."""
+        for path in self._voices.iterdir():
+            if path.name.startswith((".new-", ".gone-")):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._mutex, (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
