@@ -1,0 +1,1 @@
+"""Chroma for other processes, behind the OpenAI Realtime protocol and a few HTTP routes."""

@@ -1,0 +1,187 @@
+"""The routes of a server: one WebSocket and a few of HTTP, around one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from chroma_plugin.errors import ChromaError
+from chroma_plugin.server import bodies, events, speech, voice_routes
+from chroma_plugin.server.access import BodyLimit, Needs, Refusal, refusal, subprotocols
+from chroma_plugin.server.connection import TRY_LATER, Connection
+from chroma_plugin.server.metrics import CONTENT_TYPE, Metrics
+from chroma_plugin.server.pool import Pool
+from chroma_plugin.server.realtime import Surroundings
+from chroma_plugin.server.settings import ServerConfig
+from chroma_plugin.server.turns import VoiceActivity
+from chroma_plugin.server.vad import SileroVad
+from chroma_plugin.server.voicing import Voicing
+from chroma_plugin.session import SpeechEngine
+from chroma_plugin.voice_store import VoiceStore
+
+log = logging.getLogger(__name__)
+
+REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": bodies.Error, "description": "No key, or a wrong one."},
+    403: {"model": bodies.Error, "description": "A page of another origin."},
+    413: {"model": bodies.Error, "description": "The request is too big."},
+}
+
+
+def create_app(
+    engine: SpeechEngine,
+    config: ServerConfig | None = None,
+    *,
+    new_vad: Callable[[], VoiceActivity] = SileroVad,
+    gpu_bytes: Callable[[], float] | None = None,
+    version: str = "1",
+) -> FastAPI:
+    """A server around an engine, which it starts and closes.
+
+    Args:
+        engine: opens the sessions.
+        config: limits, keys and the folder of voices; loopback and no voices if None.
+        new_vad: makes what tells speech from other sound.
+        gpu_bytes: what the model takes on its device, for the metrics.
+        version: what the description of the routes calls itself.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        VoiceError: the folder of voices cannot be used.
+    """
+    config = config or ServerConfig()
+    store = None if config.voices is None else VoiceStore(config.voices)
+    metrics, pool = Metrics(gpu_bytes), Pool(engine, config.max_sessions)
+    voicing = Voicing(store, inline=config.inline_voices)
+    surroundings = Surroundings(
+        engine,
+        config.model,
+        voicing,
+        new_vad,
+        config.max_turn_s,
+        config.max_audio_rate,
+        metrics.observe,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(pool.start())
+        try:
+            yield
+        finally:
+            pool.draining = True
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await engine.close()
+
+    app = FastAPI(
+        title="chroma-plugin",
+        version=version,
+        summary="Speech in, speech out in a cloned voice.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, limit_bytes=config.max_upload_bytes)
+    if config.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+        )
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> Response:
+        headers = {"retry-after": "1"} if error.status == 503 else None
+        return JSONResponse(error.body, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = ".".join(map(str, first["loc"][1:])) or None
+        about = Refusal(400, "invalid_value", f"{param or 'the request'}: {first['msg']}.", param)
+        return JSONResponse(about.body, about.status)
+
+    talks = [Depends(Needs(config, "talk"))]
+
+    @app.get("/health", tags=["state"])
+    async def health() -> bodies.State:
+        """Alive: it answers."""
+        return bodies.State(status="ok")
+
+    @app.get("/ready", tags=["state"], responses={503: {"model": bodies.State}})
+    async def ready() -> Response:
+        """Warm, and with room for another conversation."""
+        status = pool.status
+        code = 200 if status == "ready" else 503
+        return JSONResponse(bodies.State(status=status).model_dump(), code)
+
+    @app.get("/metrics", tags=["state"], response_class=PlainTextResponse, dependencies=talks)
+    async def figures() -> Response:
+        """The figures, in Prometheus' text format."""
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/pool", tags=["state"], dependencies=talks, responses=REFUSED)
+    async def slots() -> bodies.PoolState:
+        """Conversations: how many there may be and are, and what the engine says of itself."""
+        return bodies.PoolState(**pool.as_dict())
+
+    @app.get("/v1/models", tags=["models"], dependencies=talks, responses=REFUSED)
+    async def models() -> bodies.Models:
+        """The one model that is served."""
+        return bodies.Models(data=[bodies.Model(id=config.model)])
+
+    @app.get("/v1/models/{model}", tags=["models"], dependencies=talks, responses=REFUSED)
+    async def model(model: str) -> bodies.Model:
+        """One model."""
+        if model != config.model:
+            raise Refusal(404, "model_not_found", f"There is no model {model[:60]!r}.", "model")
+        return bodies.Model(id=config.model)
+
+    app.include_router(speech.routes(config, pool, voicing, engine, REFUSED))
+    app.include_router(voice_routes.routes(config, store, REFUSED))
+
+    @app.websocket("/v1/realtime")
+    async def realtime(websocket: WebSocket) -> None:
+        refused = refusal(config, websocket.headers, "talk")
+        if refused is not None:
+            metrics.rejected.labels(refused.code).inc()
+            await websocket.send_denial_response(JSONResponse(refused.body, refused.status))
+            return
+        offered = subprotocols(websocket.headers)
+        await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
+        max_reply_s = _seconds(websocket.query_params.get("max_reply_s"))
+        if not pool.take():
+            metrics.rejected.labels(pool.status).inc()
+            about = f"No room for another conversation ({pool.status}); try again later."
+            error = events.error(
+                "server_overloaded", about, kind="server_error", chroma={"error": "EngineBusy"}
+            )
+            await websocket.send_json(error)
+            await websocket.close(TRY_LATER)
+            return
+        try:
+            metrics.sessions.inc()
+            await Connection(websocket, config, surroundings, max_reply_s).run()
+        except ChromaError as error:  # what nobody else took, so that the socket is closed
+            log.error("a connection ended: %s", type(error).__name__)
+        finally:
+            metrics.sessions.dec()
+            pool.give_back()
+
+    return app
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        seconds = float(text) if text else None
+    except ValueError:
+        return None
+    return seconds if seconds is None or 0 < seconds < 3600 else None

@@ -1,0 +1,212 @@
+"""`POST /v1/audio/speech`: a voice says a text, streamed as it is made."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import soundfile
+from fastapi import APIRouter, Depends
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from chroma_plugin.audio import OUTPUT_RATE_HZ, pcm_to_float
+from chroma_plugin.errors import ChromaError, ConfigError, EngineBusy
+from chroma_plugin.reply import AudioChunk, ReplyStream
+from chroma_plugin.server import bodies
+from chroma_plugin.server.access import Needs, Refusal
+from chroma_plugin.server.pool import Pool
+from chroma_plugin.server.protocol import ProtocolError
+from chroma_plugin.server.settings import ServerConfig
+from chroma_plugin.server.voicing import Voicing
+from chroma_plugin.session import Session, SpeechEngine
+
+MEDIA_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+_FORMATS = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
+
+
+def routes(
+    config: ServerConfig,
+    pool: Pool,
+    voicing: Voicing,
+    engine: SpeechEngine,
+    refused: dict[int | str, dict[str, Any]],
+) -> APIRouter:
+    """The route, on an engine."""
+    router = APIRouter(tags=["speech"], dependencies=[Depends(Needs(config, "talk"))])
+    sounds: dict[str, dict[str, Any]] = {media: {} for media in MEDIA_TYPES.values()}
+    answers: dict[int | str, dict[str, Any]] = refused | {
+        200: {"description": "The speech, as it is made.", "content": sounds},
+        400: {"model": bodies.Error, "description": "The request is wrong."},
+        503: {"model": bodies.Error, "description": "No room; try again later."},
+    }
+
+    @router.post("/v1/audio/speech", response_class=Response, responses=answers)
+    async def speak(request: bodies.SpeechRequest) -> Response:
+        """Says a text in a voice."""
+        try:
+            voice = await voicing.find(request.voice_name, "voice")
+        except ProtocolError as error:
+            raise Refusal(400, error.code, error.message, error.param) from error
+        if not pool.take():
+            raise Refusal(503, "server_overloaded", f"No room for speech ({pool.status}).")
+        session: Session | None = None
+        try:
+            session = await engine.open_session(voice=voice)
+            stream = session.say(request.input)
+            first = await _first_audio(stream)
+        except ChromaError as error:
+            pool.give_back()
+            if session is not None:
+                await session.aclose()
+            raise _refusal(error) from error
+        except BaseException:
+            pool.give_back()
+            raise
+        body = _spoken(stream, first, Tape(request.response_format))
+        media_type = MEDIA_TYPES[request.response_format]
+        return _Speech(body, session, pool, media_type)
+
+    return router
+
+
+async def _first_audio(stream: ReplyStream) -> AudioChunk | None:
+    """Waits for the first sound, so that what fails before it is told by a status."""
+    async for event in stream:
+        if isinstance(event, AudioChunk):
+            return event
+    return None
+
+
+async def _spoken(
+    stream: ReplyStream, first: AudioChunk | None, tape: Tape
+) -> AsyncIterator[bytes]:
+    yield tape.push(first.pcm if first is not None else b"")
+    async for event in stream:
+        if isinstance(event, AudioChunk):
+            yield tape.push(event.pcm)
+    yield tape.close()
+
+
+class _Speech(StreamingResponse):
+    """An answer that gives its place back, however it ends: a body that was never begun has no
+    `finally` that runs."""
+
+    def __init__(
+        self, body: AsyncIterator[bytes], session: Session, pool: Pool, media_type: str
+    ) -> None:
+        super().__init__(body, media_type=media_type)
+        self._session, self._pool = session, pool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pool.give_back()
+            await self._session.aclose()
+
+
+def _refusal(error: ChromaError) -> Refusal:
+    if isinstance(error, EngineBusy):
+        return Refusal(503, "server_overloaded", str(error))
+    if isinstance(error, ConfigError):
+        return Refusal(400, "invalid_value", str(error), "input")
+    return Refusal(500, "server_error", str(error))
+
+
+class Tape:
+    """An audio file that is written from its beginning to its end and never gone back in.
+
+    Encoders go back to their headers when they close, to say how long it was; what is on its way
+    cannot be changed any more, and every player does without.
+
+    Args:
+        form: mp3, opus, flac, wav or pcm.
+    """
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._fresh = True
+        self._sink = _Sink()
+        self._file: soundfile.SoundFile | None = None
+        if form in _FORMATS:
+            container, subtype = _FORMATS[form]
+            self._file = soundfile.SoundFile(
+                self._sink, "w", OUTPUT_RATE_HZ, 1, subtype=subtype, format=container
+            )
+
+    def push(self, pcm: bytes) -> bytes:
+        """The next samples, PCM16 at 24 kHz, as far as they are encoded."""
+        if self._file is not None:
+            self._file.write(pcm_to_float(pcm))
+            return self._sink.take()
+        head = _wav_header() if self._fresh and self._form == "wav" else b""
+        self._fresh = False
+        return head + pcm
+
+    def close(self) -> bytes:
+        """What the encoder still holds."""
+        if self._file is None:
+            return b""
+        self._file.close()
+        return self._sink.take()
+
+
+class _Sink(io.RawIOBase):
+    """What libsndfile writes to: keeps what is new, forgets what is written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._new = bytearray()
+        self._place = self._end = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = (0, self._place, self._end)[whence]
+        self._place = max(base + offset, 0)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        return 0
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        kept = self._end - len(self._new)  # what was taken already
+        start = self._place - kept
+        self._place += len(piece)
+        if start >= 0:
+            self._new[start : start + len(piece)] = piece
+        elif start + len(piece) > 0:
+            self._new[: start + len(piece)] = piece[-start:]
+        self._end = max(self._end, self._place)
+        return len(piece)
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        new = bytes(self._new)
+        self._new.clear()
+        return new
+
+
+def _wav_header() -> bytes:
+    """Of a WAV file whose length nobody knows yet."""
+    unknown = 0xFFFFFFFF
+    head = struct.pack("<4sI4s", b"RIFF", unknown, b"WAVE")
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, OUTPUT_RATE_HZ, 2 * OUTPUT_RATE_HZ, 2, 16)
+    return head + form + struct.pack("<4sI", b"data", unknown - 36)
