@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chroma_plugin.client.engine import RemoteEngine
     from chroma_plugin.config import EngineConfig, SamplingParams
     from chroma_plugin.conversation import Message
     from chroma_plugin.engine.engine import Engine
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from chroma_plugin.reply import AudioChunk, ReplyStream, TextDelta, TurnDone
     from chroma_plugin.session import Session
     from chroma_plugin.voice import Voice
+    from chroma_plugin.voice_store import VoiceStore
 
 __version__ = "0.1.0"
 
@@ -47,11 +49,13 @@ _HOME = {
     "VoiceError": "errors",
     "AudioChunk": "reply",
     "Message": "conversation",
+    "RemoteEngine": "client.engine",
     "ReplyStream": "reply",
     "Session": "session",
     "TextDelta": "reply",
     "TurnDone": "reply",
     "Voice": "voice",
+    "VoiceStore": "voice_store",
 }
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "EngineError",
     "EngineFailed",
     "Message",
+    "RemoteEngine",
     "ReplyStream",
     "SamplingParams",
     "Session",
@@ -75,6 +80,7 @@ __all__ = [
     "TurnDone",
     "Voice",
     "VoiceError",
+    "VoiceStore",
     "__version__",
 ]
 

@@ -198,6 +198,32 @@ def doctor(model: Model = DEFAULT_MODEL, as_json: AsJson = False) -> None:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
 )
+def serve(ctx: typer.Context) -> None:
+    """Serve Chroma to other processes, in OpenAI's Realtime protocol."""
+    from chroma_plugin.serve import app as serve_app
+
+    with _told():
+        code = serve_app(ctx.args, prog_name="chroma-plugin serve", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def voices(ctx: typer.Context) -> None:
+    """Keep voices, each with the consent of its owner: add, list, check, remove or play."""
+    from chroma_plugin.voices_cli import app as voices_app
+
+    with _told():
+        code = voices_app(ctx.args, prog_name="chroma-plugin voices", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
 def bench(ctx: typer.Context) -> None:
     """Measure latency, load and endurance: latency, load, sweep or soak."""
     from chroma_plugin.bench.cli import app as bench_app
