@@ -207,6 +207,19 @@ def serve(ctx: typer.Context) -> None:
     raise typer.Exit(code or 0)
 
 
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="A hub id.")] = RELEASED_MODEL,
+) -> None:
+    """Fetch weights from the hub ahead of time, and say where they are."""
+    from chroma_plugin.model.weights import check_checkpoint, find_checkpoint
+
+    with _told():
+        folder = find_checkpoint(model)
+        report = check_checkpoint(folder)
+    print(f"{model}: {report.bytes / 1e9:.1f} GB in {folder}")
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,

@@ -30,10 +30,9 @@ class Hearing:
         """
         resampler, before = self._resampler, np.zeros(0, np.float32)
         if resampler is None or frame.sample_rate != self._rate_hz:
-            if resampler is not None:  # the source has changed: the filter's rest belongs to it
-                before = resampler.push(before, last=True)
-            resampler = self._resampler = Resampler(frame.sample_rate, INPUT_RATE_HZ)
-            self._rate_hz = frame.sample_rate
+            resampler = Resampler(frame.sample_rate, INPUT_RATE_HZ)
+            before = self._flush()  # the source has changed: the filter's rest belongs to it
+            self._resampler, self._rate_hz = resampler, frame.sample_rate
         samples = pcm_to_float(np.frombuffer(frame.data, dtype=np.int16))
         if frame.num_channels > 1:
             samples = samples.reshape(-1, frame.num_channels).mean(axis=1, dtype=np.float32)

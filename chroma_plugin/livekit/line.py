@@ -177,7 +177,9 @@ class Line:
     def _cut(self, heard_ms: float, text: str | None = None) -> None:
         if self.session is not None:
             with suppress(SessionClosed):
-                self.session.truncate(heard_ms, text=text)
+                self.session.truncate(heard_ms)
+                if text is not None:  # of what the playhead leaves, no more than these words
+                    self.session.truncate(heard_ms, text=text)
 
     # -- the session -------------------------------------------------------------------------
 

@@ -113,16 +113,10 @@ class LocalServer:
 
     def _start(self) -> dict[str, Any]:
         port = _free_port()
-        served = [
-            *("--model", self.model, "--device", self.device, "--port", str(port)),
-            *("--max-replies", str(self.max_replies), "--max-sessions", str(self.max_sessions)),
-            *(("--voices", str(self.voices)) if self.voices is not None else ()),
-        ]
-        keeper = [sys.executable, "-m", "chroma_plugin.livekit.keeper", str(owner()), *served]
         environment = {k: v for k, v in os.environ.items() if k != "CHROMA_API_KEY"}
         with self._file("log").open("wb") as log_file:
             process = subprocess.Popen(
-                keeper,
+                self._command(port),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -133,6 +127,14 @@ class LocalServer:
         self._file("json").write_text(json.dumps(state), encoding="utf-8")
         log.info("a server for %s starts on port %d", self.model, port)
         return state
+
+    def _command(self, port: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "chroma_plugin.livekit.keeper", str(owner())),
+            *("--model", self.model, "--device", self.device, "--port", str(port)),
+            *("--max-replies", str(self.max_replies), "--max-sessions", str(self.max_sessions)),
+            *(("--voices", str(self.voices)) if self.voices is not None else ()),
+        ]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

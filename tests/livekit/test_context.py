@@ -1,4 +1,4 @@
-"""The chat context: kept, changed by others, restored, and followed by a session that only grows."""
+"""The chat context: kept, changed by others, restored, followed by a session that only grows."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_a_context_that_is_replaced_replaces_the_history() -> None:
         await reply(session)
         assert len(engine.conversations) == 2
         assert calls(engine, "add_text") == [("user", "It is blue.")]
-        assert engine.conversations[0].calls[-1][0] == "close"
+        assert engine.conversations[0].calls[-1] == ("cancel_reply", -1)  # it was closed
 
 
 async def test_an_unchanged_context_changes_nothing() -> None:

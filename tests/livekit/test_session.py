@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -428,7 +430,7 @@ async def test_one_rate_after_another() -> None:
         for rate_hz in (48_000, 16_000):
             for each in frames(tone(1.0, rate_hz), rate_hz):
                 session.push_audio(each)
-        session.push_audio(frame(tone(0.1, 1_000), 1_000))  # dropped, with a word
+        session.push_audio(frame(tone(0.1, 500), 500))  # dropped, with a word
         session.commit_audio()
         await reply(session)
         assert pushed_s(engine) == pytest.approx(2.0, abs=0.05)
@@ -641,4 +643,22 @@ async def test_events_of_two_sessions_do_not_mix() -> None:
     events = Events(other)
     await reply(one)
     assert not events and not other.chat_ctx.items
+    await model.aclose()
+
+
+async def test_nothing_of_a_conversation_is_left() -> None:
+    engine, left = FakeEngine(), []
+    model = RealtimeModel(engine=engine, transcribe=True)
+    tasks = asyncio.all_tasks()
+    for _ in range(3):
+        session = model.session()
+        say_into(session)
+        session.commit_audio()
+        await reply(session)
+        await session.aclose()
+        left.append(weakref.ref(session))
+        del session
+    await until(lambda: asyncio.all_tasks() <= tasks)
+    gc.collect()
+    assert [reference() for reference in left] == [None] * 3
     await model.aclose()
