@@ -22,7 +22,8 @@ class ChromaPlugin(Plugin):
     """Tells the framework our name, our version and our logger, and fetches what is needed."""
 
     def __init__(self) -> None:
-        super().__init__("chroma_plugin.livekit", __version__, "chroma_plugin", log)
+        name = "chroma_plugin.livekit"  # a worker imports it before it forks its jobs
+        super().__init__(name, __version__, name, log)
 
     def download_files(self) -> None:
         """Fetches the weights that $CHROMA_MODEL names, as `chroma-plugin download` does; without

@@ -70,6 +70,13 @@ class RoomServer:
         made = api.AccessToken(KEY, SECRET).with_identity(identity).with_grants(grants)
         return made.with_kind(kind).to_jwt()
 
+    async def dispatch(self, room: str, agent: str) -> None:
+        """Asks for an agent of that name."""
+        async with api.LiveKitAPI(self.url, KEY, SECRET) as client:
+            await client.agent_dispatch.create_dispatch(
+                api.CreateAgentDispatchRequest(agent_name=agent, room=room)
+            )
+
 
 def serve_rooms(folder: Path) -> Iterator[RoomServer]:
     """Runs a server as long as the generator lives; skips the test where there is none."""

@@ -34,7 +34,7 @@ def plugin() -> Plugin:
 
 def test_the_plugin_is_registered_once_on_import() -> None:
     found = plugin()
-    assert found.title == "chroma_plugin.livekit" and found.package == "chroma_plugin"
+    assert found.title == "chroma_plugin.livekit" and found.package == "chroma_plugin.livekit"
     assert found.version == chroma_plugin.__version__ == chroma.__version__
     assert found.logger is not None and found.logger.name == "chroma_plugin.livekit"
 

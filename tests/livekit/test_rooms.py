@@ -27,7 +27,7 @@ from tests.livekit.rooms import (
     guest,
     serve_rooms,
 )
-from tests.livekit.stage import calls
+from tests.livekit.stage import WAIT_S, calls
 from tests.pipecat.recordings import capital
 from tests.server.serving import serving
 
@@ -127,7 +127,9 @@ async def test_a_guest_whose_network_was_cut_goes_on(server: RoomServer, cut: st
 
 
 @asynccontextmanager
-async def worker(server: RoomServer, engine_url: str, log: Path) -> AsyncIterator[int]:
+async def worker(
+    server: RoomServer, engine_url: str, log: Path
+) -> AsyncIterator[subprocess.Popen[bytes]]:
     """An agent server in a process of its own."""
     environment = os.environ | {
         "LIVEKIT_URL": server.url,
@@ -141,11 +143,25 @@ async def worker(server: RoomServer, engine_url: str, log: Path) -> AsyncIterato
             command, env=environment, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        yield process.pid
+        async with asyncio.timeout(4 * WAIT_S):
+            while b"registered worker" not in log.read_bytes():
+                assert process.poll() is None, log.read_text()
+                await asyncio.sleep(0.1)
+        yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+        end(process.pid)
         await asyncio.to_thread(process.wait, 30)
+
+
+def end(worker: int) -> None:
+    """A worker and all of its processes are gone at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker, 9)
+
+
+def who_speaks(text: str) -> int:
+    """The process that has said so."""
+    return int(text.split()[1])
 
 
 async def test_a_worker_is_killed_and_another_one_goes_on(
@@ -153,13 +169,20 @@ async def test_a_worker_is_killed_and_another_one_goes_on(
 ) -> None:
     """Dispatched by the server to a process of its own; the engine outlives it."""
     engine = ToneEngine(WORDS, 12, 0.02)
-    async with serving(engine) as address, guest(server, "seven") as ann:
-        async with worker(server, f"ws://{address}", tmp_path / "one.log"):
+    async with serving(engine) as address:
+        url = f"ws://{address}"
+        async with (
+            worker(server, url, tmp_path / "one.log") as one,
+            worker(server, url, tmp_path / "other.log") as other,
+            guest(server, "seven") as ann,
+        ):
+            await server.dispatch("seven", "chroma")
             await ann.until(lambda: ann.loud_s > 0.7 and ann.read)
-        assert ann.read[0].startswith("Process ")
-        before_s = ann.loud_s
-        async with worker(server, f"ws://{address}", tmp_path / "two.log"):
-            await ann.until(lambda: ann.loud_s > before_s + 0.7)
+            before_s, job = ann.loud_s, who_speaks(ann.read[0])
+            end(next(w.pid for w in (one, other) if os.getpgid(job) == w.pid))
+            await server.dispatch("seven", "chroma")  # as an application does that misses it
+            await ann.until(lambda: ann.loud_s > before_s + 0.5 and len(ann.read) > 1)
+            assert who_speaks(ann.read[-1]) != job
             assert len(engine.conversations) == 2
 
 

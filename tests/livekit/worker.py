@@ -18,7 +18,7 @@ server = AgentServer(
 )
 
 
-@server.rtc_session(on_request=capacity.take_or_refuse)
+@server.rtc_session(agent_name="chroma", on_request=capacity.take_or_refuse)
 async def talk(job: JobContext) -> None:
     session: AgentSession[None] = AgentSession(
         llm=chroma.RealtimeModel(engine=ENGINE),
