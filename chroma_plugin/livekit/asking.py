@@ -50,6 +50,7 @@ class Asking:
         self._on_created, self._on_taken, self._on_over = on_created, on_taken, on_over
         self._report = report
         self._promise: Promise | None = None  # the newest
+        self._task: asyncio.Task[None] | None = None  # which keeps it
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, say: str | AsyncIterable[str] | None, added: str | None) -> Promise:
@@ -64,6 +65,7 @@ class Asking:
         promise: Promise = loop.create_future()
         self._promise = promise
         task = loop.create_task(self._speak(promise, say, added))
+        self._task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         promise.add_done_callback(lambda kept: self._withdraw(kept, task))
@@ -83,8 +85,8 @@ class Asking:
         """
         if self._promise is not None and not self._promise.done():
             self._break(self._promise, llm.RealtimeError("The reply was interrupted."))
-            for task in self._tasks:
-                task.cancel()
+            if self._task is not None:
+                self._task.cancel()
         if self.answer is not None:
             self.answer.interrupt()
         self._line.cancel()

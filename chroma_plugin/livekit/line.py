@@ -59,7 +59,7 @@ class Line:
         self._open_session, self._instructions, self._on_turn = open_session, instructions, on_turn
         self._known: list[Item] = []  # what the session was told, in this order
         self._stale = False
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._heard: list[Samples] = []  # of the turn that is not committed
         self._heard_samples = self._told_samples = 0
         self._half_told: Item | None = None  # the session has its sound, but not its end
@@ -261,11 +261,18 @@ class Line:
             ChromaError: another one was needed and could not be opened.
         """
         while True:
-            async with self._opening:
-                self.follow()
-                if self.session is not None and (self.in_step or (self.speaking and self._usable)):
-                    return self.session
-                await self._reopen()
+            self.follow()
+            if self.session is not None and (self.in_step or (self.speaking and self._usable)):
+                return self.session
+            if self._opening is None:
+                self._opening = asyncio.get_running_loop().create_task(self._reopen())
+                self._opening.add_done_callback(self._opened)
+            await asyncio.shield(self._opening)  # others may wait for it, too
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # whoever waited has been told
 
     async def _reopen(self) -> None:
         old = self.session
@@ -332,6 +339,9 @@ class Line:
 
     async def aclose(self) -> None:
         """Ends the conversation."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
         session, self.session = self.session, None
         if session is not None:
             await session.aclose()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from livekit.agents import Plugin
+from typer.testing import CliRunner
 
 import chroma_plugin
 from chroma_plugin import livekit as chroma
@@ -64,3 +65,11 @@ def test_download_files_fetches_what_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CHROMA_MODEL", "FlashLabs/Chroma-4B")
     plugin().download_files()
     assert commands[0][-2:] == ["download", "FlashLabs/Chroma-4B"]
+
+
+def test_download_says_where_the_weights_are() -> None:
+    from chroma_plugin.cli import app
+
+    done = CliRunner().invoke(app, ["download", "chroma-tiny"])
+    assert done.exit_code == 0 and "GB in" in done.stdout and "chroma-tiny" in done.stdout
+    assert CliRunner().invoke(app, ["download", "nobody/has such a name"]).exit_code == 1

@@ -662,3 +662,35 @@ async def test_nothing_of_a_conversation_is_left() -> None:
     gc.collect()
     assert [reference() for reference in left] == [None] * 3
     await model.aclose()
+
+
+async def test_nobodys_words_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with talking(transcribe=True) as (session, _, events):
+        say_into(session)
+        session.commit_audio()
+        await reply(session, instructions="Speak of gold.")
+        await until(lambda: events.of("input_audio_transcription_completed"))
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("chroma_plugin")]
+    assert not [m for m in ours if "what was said" in m or "one two" in m or "gold" in m]
+
+
+async def test_an_interruption_while_a_session_is_opened_loses_none() -> None:
+    """The session that is being opened is the next reply's."""
+    engine, gate = FakeEngine(), asyncio.Event()
+    opens = engine.open_session
+
+    async def slowly(**settings: object) -> object:
+        await gate.wait()
+        return await opens(**settings)
+
+    engine.open_session = slowly  # type: ignore[assignment]
+    async with talking(engine) as (session, _, _events):
+        waiting = session.generate_reply()
+        await asyncio.sleep(0)
+        session.interrupt()
+        with pytest.raises(llm.RealtimeError):
+            await waiting
+        second = session.generate_reply()
+        gate.set()
+        assert (await listen(await second)).text and len(engine.conversations) == 1
