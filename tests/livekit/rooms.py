@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from livekit import api, rtc
-from livekit.agents import Agent, AgentSession, inference
+from livekit.agents import Agent, AgentSession, inference, room_io
 from livekit.agents.testing import fake_job_context
 
 from chroma_plugin.audio import Samples
@@ -157,6 +157,8 @@ class Guest:
         self.heard: list[Samples] = []
         self.read: list[str] = []
         self.agents: list[str] = []
+        self.back = asyncio.Event()  # after its network was cut
+        self.room.on("reconnected", self.back.set)
         self._source = rtc.AudioSource(ROOM_RATE_HZ, 1, queue_size_ms=200)
         self._tasks: set[asyncio.Task[None]] = set()
         self.room.on("track_subscribed", self._subscribed)
@@ -275,7 +277,11 @@ async def agent_in(
         with fake_job_context(room=place):
             async with asyncio.timeout(WAIT_S):
                 await session.start(
-                    agent or Agent(instructions="Answer."), room=place, record=False
+                    agent or Agent(instructions="Answer."),
+                    room=place,
+                    # a connection that is made anew looks like a guest who leaves and comes back
+                    room_options=room_io.RoomOptions(close_on_disconnect=False),
+                    record=False,
                 )
             yield session
             async with asyncio.timeout(WAIT_S):

@@ -119,10 +119,15 @@ async def test_a_guest_whose_network_was_cut_goes_on(server: RoomServer, cut: st
         await session.say("Before.")
         await ann.until(lambda: ann.loud_s > 0.7)
         await ann.room.simulate_scenario(rtc.SimulateScenarioKind.Value(cut))
-        await ann.until(lambda: ann.room.isconnected())
+        await ann.until(ann.back.is_set)
         before_s = ann.loud_s
-        await ann.say(question())
-        await ann.until(lambda: ann.loud_s > before_s + 0.5)
+        for _ in range(5):  # who is not answered says it again
+            await ann.say(question())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(8):
+                    await ann.until(lambda: ann.loud_s > before_s + 0.5)
+                break
+        assert ann.loud_s > before_s + 0.5
         assert len(engine.conversations) == 1  # the same conversation
 
 
