@@ -125,6 +125,7 @@ async def test_a_barge_in_with_pausing() -> None:
         assert call.history[3][1] == WORDS
 
 
+@pytest.mark.slow
 async def test_a_barge_in_without_pausing() -> None:
     engine = talkative()
     async with calling(RealtimeModel(engine=engine), can_pause=False) as call:
