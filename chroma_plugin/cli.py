@@ -224,6 +224,32 @@ def download(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     add_help_option=False,
 )
+def top(ctx: typer.Context) -> None:
+    """Look at a server while it works: calls, rows, step time, memory."""
+    from chroma_plugin.top import app as top_app
+
+    with _told():
+        code = top_app(ctx.args, prog_name="chroma-plugin top", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def loadtest(ctx: typer.Context) -> None:
+    """Call a server as many users at once: delays, gaps, lost and mixed-up conversations."""
+    from chroma_plugin.loadtest import app as loadtest_app
+
+    with _told():
+        code = loadtest_app(ctx.args, prog_name="chroma-plugin loadtest", standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
 def voices(ctx: typer.Context) -> None:
     """Keep voices, each with the consent of its owner: add, list, check, remove or play."""
     from chroma_plugin.voices_cli import app as voices_app
@@ -238,7 +264,7 @@ def voices(ctx: typer.Context) -> None:
     add_help_option=False,
 )
 def bench(ctx: typer.Context) -> None:
-    """Measure latency, load and endurance: latency, load, sweep or soak."""
+    """Measure latency, load and endurance: latency, remote, load, sweep or soak."""
     from chroma_plugin.bench.cli import app as bench_app
 
     with _told():

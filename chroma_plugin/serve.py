@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from chroma_plugin import __version__
 from chroma_plugin.config import DEFAULT_MODEL, EngineConfig
 from chroma_plugin.errors import ChromaError
-from chroma_plugin.server.settings import ApiKey, ServerConfig
+from chroma_plugin.server import logs
+from chroma_plugin.server.settings import ServerConfig, api_keys
+from chroma_plugin.session import SpeechEngine
+
+if TYPE_CHECKING:
+    from chroma_plugin.server.ray_app import Arguments
+
+Watermark = Literal["perth", "off"]
 
 app = typer.Typer(name="serve", add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,6 +38,13 @@ def serve(
     origin: Annotated[
         list[str] | None, typer.Option(help="A page that may talk to it: https://HOST.")
     ] = None,
+    watermark: Annotated[
+        Watermark, typer.Option(help="The inaudible mark on replies; off: they go out unmarked.")
+    ] = "perth",
+    log_format: Annotated[
+        logs.LogFormat, typer.Option(help="Of the lines on stderr; json is one object a line.")
+    ] = "text",
+    log_level: Annotated[logs.LogLevel, typer.Option(help="Of these lines.")] = "info",
 ) -> None:
     """Serve Chroma to other processes: OpenAI's Realtime protocol and a few HTTP routes.
 
@@ -47,7 +61,10 @@ def serve(
     )
     try:
         from chroma_plugin.server.app import create_app
+        from chroma_plugin.server.metrics import gpu_bytes
         from chroma_plugin.server.run import serve as listen
+        from chroma_plugin.server.smart_turn import smart_turn
+        from chroma_plugin.server.tracing import Traces
     except ImportError as error:
         raise ChromaError(
             f"Something that a server needs is missing ({error}). "
@@ -56,27 +73,48 @@ def serve(
     from chroma_plugin.engine.engine import Engine
 
     sessions = 2 * max_sessions  # out-of-band replies take sessions of their own
-    engine = Engine(EngineConfig(model, device, max_replies=max_replies, max_sessions=sessions))
+    settings = EngineConfig(model, device, max_replies=max_replies, max_sessions=sessions)
+    engine = marked_engine(Engine(settings), watermark)
     place = f"[{host}]" if ":" in host else host
     print(f"Serving {model}: ws://{place}:{port}/v1/realtime  (Ctrl+C ends it)", file=sys.stderr)
-    listen(create_app(engine, config, gpu_bytes=_gpu_bytes, version=__version__), config)
+    print(f"To talk to it in a browser: {config.page_address}", file=sys.stderr)
+    if watermark == "off":
+        print("Replies are not marked as synthetic (--watermark off).", file=sys.stderr)
+    logs.set_up(log_format, log_level)
+    smart_turn.load()  # an import takes time from whoever speaks, so it comes before anybody does
+    served = create_app(
+        engine,
+        config,
+        gpu_bytes=gpu_bytes,
+        traces=Traces.from_environment(__version__),
+        version=__version__,
+    )
+    listen(served, config)
 
 
-def api_keys(text: str) -> tuple[ApiKey, ...]:
-    """Keys as they stand in the environment: `KEY,KEY:talk`.
+def marked_engine(engine: SpeechEngine, watermark: Watermark) -> SpeechEngine:
+    """The engine with its replies marked, or as it is if that is turned off.
 
     Raises:
-        ConfigError: one is too short, or its scope is not known.
+        ChromaError: they cannot be marked; says how to mend it.
     """
-    keys = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, _, scope = part.partition(":")
-        keys.append(ApiKey(key, (scope,)) if scope else ApiKey(key))  # type: ignore[arg-type]
-    return tuple(keys)
+    if watermark == "off":
+        return engine
+    from chroma_plugin.perth import Perth
+    from chroma_plugin.watermark import MarkedEngine
+
+    return MarkedEngine(engine, Perth.load().marker())
 
 
-def _gpu_bytes() -> float:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return 0.0
-    return float(torch.cuda.memory_allocated())
+def replica_engine(replica: Arguments) -> SpeechEngine:
+    """The engine of one replica of `chroma_plugin.server.ray_app`, which cannot name one itself."""
+    from chroma_plugin.engine.engine import Engine
+
+    settings = EngineConfig(
+        replica.model,
+        replica.device,
+        max_replies=replica.rows,
+        max_sessions=2 * replica.places,  # as above
+        thinker_rows=max(replica.rows, min(4 * replica.rows, 2 * replica.places)),
+    )
+    return marked_engine(Engine(settings), replica.watermark)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from chroma_plugin.audio import INPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
 from chroma_plugin.conversation import Conversation, Message, ReplyRequest
 from chroma_plugin.errors import AudioError, ConfigError, SessionClosed
-from chroma_plugin.reply import ReplyStream, Turn, TurnDone, add_up, covered
+from chroma_plugin.reply import ReplyStream, Sink, Turn, TurnDone, add_up, covered
 from chroma_plugin.transcript import Transcripts
 from chroma_plugin.voice import Voice
 
@@ -111,6 +111,7 @@ class Session:
         self._spoken_samples = 0  # of the turn that is not committed yet
         self._heard_samples = 0
         self._closed = False
+        self._between: Callable[[Sink], Sink] | None = None
         self._transcripts = Transcripts(
             conversation.transcribe, conversation.cancel_transcript, self._write_down
         )
@@ -274,6 +275,15 @@ class Session:
         self.cancel()
         return self._speak(Turn(next(self._numbers)), say=text)
 
+    def before_reader(self, between: Callable[[Sink], Sink]) -> None:
+        """Puts something between the engine and the readers of all replies from now on.
+
+        Args:
+            between: called for each reply with where its events go; gives where the engine is to
+                send them. It may change the sound of a chunk, not its length.
+        """
+        self._between = between
+
     def _speak(
         self, turn: Turn, *, say: str | None = None, instructions: str | None = None
     ) -> ReplyStream:
@@ -281,7 +291,8 @@ class Session:
         request = ReplyRequest(
             turn.number, self.voice, self.sampling, say, instructions, self._max_reply_s
         )
-        self._conversation.start_reply(request, stream.put)
+        sink = stream.put if self._between is None else self._between(stream.put)
+        self._conversation.start_reply(request, sink)
         return stream
 
     def cancel(self) -> None:

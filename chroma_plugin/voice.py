@@ -1,17 +1,21 @@
 """A voice: a reference clip, what is said in it, and the checks that make it usable.
 
-What the model makes of a voice (its codes and cached prefix) belongs to the engine.
+What the model makes of a voice (its codes and cached prefix) belongs to the engine. Where a voice
+is kept, it may bring its codes along and says when it was deleted: `VoiceKeeper`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chroma_plugin.audio import (
     OUTPUT_RATE_HZ,
@@ -30,6 +34,27 @@ SILENT_SHARE = 0.7
 CHARS_PER_SECOND = (4.0, 30.0)
 
 
+class VoiceKeeper(Protocol):
+    """Whoever keeps a voice beyond one process, as an engine sees it: a `VoiceStore`, a database.
+
+    An engine asks for codes before it encodes a clip, and gives back what it encoded. No method
+    waits for a disk or for another process, and any thread may call them.
+    """
+
+    @property
+    def gone(self) -> bool:
+        """The voice was deleted: nothing more is to be said in it."""
+
+    def codes(self, codec: str) -> NDArray[np.int64] | None:
+        """The codes `[K, T]` that this very codec made of the clip, or None."""
+
+    def keep_codes(self, codec: str, codes: NDArray[np.int64]) -> None:
+        """Is given the codes `[K, T]` of the clip, and the identity of the codec."""
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Calls `tell`, on any thread, when the voice is deleted; at once if it was."""
+
+
 @dataclass(frozen=True, eq=False)
 class Voice:
     """A reference clip with its transcript. Make one with `from_file` or `from_samples`.
@@ -38,11 +63,13 @@ class Voice:
         name: what to call it; any text.
         transcript: what is said in the clip, word for word.
         samples: the clip, float32 `[n]`, mono, 24 kHz.
+        keeper: where it is kept; None: nowhere beyond this process.
     """
 
     name: str
     transcript: str
     samples: Samples
+    keeper: VoiceKeeper | None = field(default=None, repr=False)
 
     @classmethod
     def from_file(cls, path: str | Path, transcript: str, name: str | None = None) -> Voice:
@@ -79,6 +106,10 @@ class Voice:
     def default(cls) -> Voice:
         """The voice inside this package: synthetic speech, nobody's."""
         return _default_voice()
+
+    def kept_by(self, keeper: VoiceKeeper) -> Voice:
+        """The same voice, with whoever keeps it."""
+        return replace(self, keeper=keeper)
 
     @property
     def seconds(self) -> float:

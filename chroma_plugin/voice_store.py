@@ -6,20 +6,20 @@
       .lock
       voices/NAME/voice.json     transcript, consent, hashes
       voices/NAME/sample.flac    the clip, 24 kHz mono
-      voices/NAME/codes.npy      what a codec made of it, if somebody kept that
+      voices/NAME/codes-ID.npy   what the codec of that identity made of it, if an engine did
       consents/ID.json           consents that wait for their voice, or were given for one
 
 A name is an id (`ada-2`), never a path. A voice is written beside its place and moved there, under
-a lock that other processes heed; what is deleted is gone, its codes too. A voice without a consent
-record is refused. Knows no engine and no server.
+a lock that other processes heed; what is deleted is gone, its codes too, and engines that hold it
+are told. A voice without a consent record is refused. Knows no engine and no server.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -27,7 +27,8 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,9 +37,14 @@ from numpy.typing import NDArray
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, replace_file
 from chroma_plugin.errors import VoiceError
+from chroma_plugin.file_lock import file_lock
 from chroma_plugin.voice import Voice
 from chroma_plugin.voice_clip import as_flac, decode_clip
 from chroma_plugin.voice_consent import Consent, check_consent
+from chroma_plugin.voice_keeping import Codes, KeptVoice, read_codes
+from chroma_plugin.voice_upload import decode_upload
+
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 STOCK_NAMES = frozenset(
@@ -48,6 +54,11 @@ STOCK_NAMES = frozenset(
 """What stock clients ask for when nobody told them otherwise: the default voice."""
 RESERVED = STOCK_NAMES | {"default"}
 """Names that mean the default voice everywhere."""
+DEVICES = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
+"""Names that no folder can have on Windows."""
+CODEC = re.compile(r"[0-9a-f]{32}")
+MAX_CODECS = 8
+"""Codecs whose codes are kept for a voice; the oldest ones go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,8 @@ class VoiceStore:
         self._folder = Path(folder)
         self._voices, self._consents = self._folder / "voices", self._folder / "consents"
         self._mutex = threading.Lock()
+        self._given: dict[str, tuple[VoiceRecord, KeptVoice]] = {}  # voices that somebody has
+        self._writing = ThreadPoolExecutor(1, "voice-codes")
         try:
             for part in (self._folder, self._voices, self._consents):
                 part.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,7 +148,7 @@ class VoiceStore:
         return record
 
     def get(self, name: str) -> Voice:
-        """A voice, ready for an engine.
+        """A voice, ready for an engine, with the codes that engines made of it before.
 
         Raises:
             VoiceError: there is none, it has no consent, or its clip is not the one that was
@@ -148,7 +161,7 @@ class VoiceStore:
                 f"The clip of voice {name!r} is not the one that its consent was given for. "
                 "Remove the voice and add it again."
             )
-        return voice
+        return voice.kept_by(self._keeper(record))
 
     def add(self, name: str, clip: bytes, transcript: str, consent: Consent) -> VoiceRecord:
         """Enrols a voice.
@@ -165,8 +178,10 @@ class VoiceStore:
         if name in RESERVED:
             raise VoiceError(f"The name {name!r} means the default voice; use another one.")
         place = self._place(name)
+        if DEVICES.fullmatch(name):
+            raise VoiceError(f"{name!r} is a device's name on Windows; use another one.")
         check_consent(consent)
-        samples = decode_clip(clip)
+        samples = decode_upload(clip)
         sample = as_flac(Voice.from_samples(samples, OUTPUT_RATE_HZ, transcript, name).samples)
         voice = Voice.from_samples(decode_clip(sample), OUTPUT_RATE_HZ, transcript, name)
         record = VoiceRecord(
@@ -195,7 +210,7 @@ class VoiceStore:
 
     def remove(self, name: str) -> None:
         """Deletes a voice: its clip, its record, its codes, and its consent if no other voice has
-        the same one.
+        the same one. Engines of this process that hold it let go of it.
 
         Raises:
             VoiceError: there is none of that name, or it cannot be deleted.
@@ -217,28 +232,97 @@ class VoiceStore:
                     self._consent_place(consent_id).unlink(missing_ok=True)
             except OSError as error:
                 raise VoiceError(f"{place}: cannot be deleted ({error.strerror}).") from error
+        self._end(name)
 
-    def codes(self, name: str) -> NDArray[np.int64] | None:
-        """The codes `[K, T]` that were kept for a voice, or None."""
-        path = self._place(name) / "codes.npy"
-        try:
-            with path.open("rb") as file:
-                kept: NDArray[np.int64] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        return kept if kept.ndim == 2 and kept.dtype == np.int64 else None
-
-    def keep_codes(self, name: str, codes: NDArray[np.int64]) -> None:
-        """Keeps the codes `[K, T]` of a voice; they go when it goes.
+    def notice_removals(self) -> None:
+        """Tells engines of this process which voices are gone, whichever process deleted them.
 
         Raises:
-            VoiceError: there is no such voice.
+            OSError: the folder is away for now, which removes nobody.
         """
-        data = io.BytesIO()
+        self._voices.stat()
+        for name, (given, _) in list(self._given.items()):
+            try:
+                there = self.record(name) == given
+            except VoiceError:
+                there = False
+            if not there:
+                self._end(name)
+
+    def _end(self, name: str) -> None:
+        with self._mutex:
+            _, keeper = self._given.pop(name, (None, None))
+        if keeper is not None:
+            keeper.end()
+
+    # -- codes -------------------------------------------------------------------------------
+
+    def codes(self, name: str, codec: str) -> Codes | None:
+        """The codes `[K, T]` that a codec made of a voice, or None.
+
+        Args:
+            name: of the voice.
+            codec: its identity, 32 hex digits.
+        """
+        return read_codes(self._codes_place(name, codec))
+
+    def keep_codes(self, name: str, codec: str, codes: NDArray[np.int64]) -> None:
+        """Keeps the codes `[K, T]` that a codec made of a voice; they go when it goes.
+
+        Raises:
+            VoiceError: there is no such voice, or the codes cannot be written.
+        """
+        self._write_codes(self.record(name), codec, codes)
+
+    def settle(self) -> None:
+        """Waits until the codes that engines gave back are written; the end of Python does too."""
+        self._writing.submit(int).result()
+
+    def _keeper(self, record: VoiceRecord) -> KeptVoice:
+        """What ties a voice to this folder: the same one for everybody who asks."""
+
+        def write(codec: str, codes: Codes) -> None:
+            with suppress(RuntimeError):  # Python is about to end
+                self._writing.submit(self._write_codes_or_say, record, codec, codes)
+
+        found = {}
+        for path in self._place(record.name).glob("codes-*.npy"):
+            if (codes := read_codes(path)) is not None:
+                found[path.stem.removeprefix("codes-")] = codes
+        with self._mutex:
+            given = self._given.get(record.name)
+            if given is not None and given[0] == record:
+                return given[1]
+            keeper = KeptVoice(found, write)
+            self._given[record.name] = record, keeper
+        if given is not None:  # another voice by the same name
+            given[1].end()
+        return keeper
+
+    def _write_codes_or_say(self, record: VoiceRecord, codec: str, codes: Codes) -> None:
+        try:
+            self._write_codes(record, codec, codes)
+        except VoiceError as error:
+            log.warning("the codes of a voice are not kept: %s", error)
+
+    def _write_codes(self, record: VoiceRecord, codec: str, codes: Codes) -> None:
+        data, path = io.BytesIO(), self._codes_place(record.name, codec)
         np.save(data, codes.astype(np.int64), allow_pickle=False)
         with self._locked():
-            self.record(name)
-            replace_file(self._place(name) / "codes.npy", data.getvalue())
+            if self.record(record.name) != record:
+                raise VoiceError(f"The voice {record.name!r} was replaced by another one.")
+            try:
+                replace_file(path, data.getvalue())
+            except OSError as error:
+                raise VoiceError(f"{path}: cannot be written ({error.strerror}).") from error
+            kept = sorted(path.parent.glob("codes-*.npy"), key=lambda p: p.stat().st_mtime_ns)
+            for old in kept[:-MAX_CODECS]:
+                old.unlink()
+
+    def _codes_place(self, name: str, codec: str) -> Path:
+        if not CODEC.fullmatch(codec):
+            raise VoiceError(f"{codec[:40]!r} is no identity of a codec: 32 hex digits.")
+        return self._place(name) / f"codes-{codec}.npy"
 
     # -- consents ----------------------------------------------------------------------------
 
@@ -321,6 +405,5 @@ class VoiceStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._mutex, (self._folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._mutex, file_lock(self._folder / ".lock"):
             yield

@@ -1,4 +1,4 @@
-"""`chroma-plugin voices`: add, list, check, remove and play the voices of a folder."""
+"""`chroma-plugin voices`: add, list, check, remove and play the voices of a folder; find marks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chroma_plugin.audio import OUTPUT_RATE_HZ, float_to_pcm, write_wav
+from chroma_plugin.audio import OUTPUT_RATE_HZ, float_to_pcm, read_audio, write_wav
 from chroma_plugin.errors import ChromaError
 from chroma_plugin.reply import AudioChunk
 from chroma_plugin.session import SpeechEngine
 from chroma_plugin.voice import Voice
-from chroma_plugin.voice_clip import decode_clip
 from chroma_plugin.voice_store import VoiceStore
+from chroma_plugin.voice_upload import decode_upload
+
+NOT_FOUND = 3
+"""Exit code of `detect` when there is no mark."""
 
 app = typer.Typer(
     name="voices",
@@ -126,6 +129,26 @@ def play(
         speaker.write(pcm)
 
 
+@app.command()
+def detect(
+    file: Annotated[Path, typer.Argument(help="A recording: WAV, FLAC, MP3 or OGG.")],
+) -> None:
+    """Look for the mark of replies in a recording. Exit code: 0 found, 3 not found, 1 unreadable.
+
+    No mark is no proof: it can be turned off, and taken out by whoever wants it out.
+    """
+    from chroma_plugin.perth import Perth, marked_runs
+
+    samples = read_audio(file, OUTPUT_RATE_HZ)
+    stretches = list(Perth.load().search(samples))
+    for run in marked_runs(stretches):
+        print(f"marked: {run.start_s:.1f} to {run.end_s:.1f} s, confidence {run.confidence:.2f}")
+    if not any(stretch.marked for stretch in stretches):
+        highest = max((stretch.confidence for stretch in stretches), default=0.0)
+        print(f"no mark found in {len(samples) / OUTPUT_RATE_HZ:.1f} s, confidence {highest:.2f}")
+        raise typer.Exit(NOT_FOUND)
+
+
 async def _speak(voice: Voice, text: str, model: str) -> bytes:
     from chroma_plugin.config import EngineConfig
     from chroma_plugin.engine.engine import Engine
@@ -141,7 +164,7 @@ async def _speak(voice: Voice, text: str, model: str) -> bytes:
 
 
 def _checked(clip: bytes, transcript: str, name: str) -> Voice:
-    return Voice.from_samples(decode_clip(clip), OUTPUT_RATE_HZ, transcript, name)
+    return Voice.from_samples(decode_upload(clip), OUTPUT_RATE_HZ, transcript, name)
 
 
 def _read(path: Path) -> bytes:

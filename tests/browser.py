@@ -42,11 +42,13 @@ class Page:
     Attributes:
         requested: the addresses of everything that the page asked for.
         complaints: errors and warnings from its console.
+        findings: what the browser itself has against it: refused by a policy, not loaded.
     """
 
     def __init__(self, socket: Any) -> None:
         self.requested: list[str] = []
         self.complaints: list[str] = []
+        self.findings: list[str] = []
         self._socket = socket
         self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -62,6 +64,9 @@ class Page:
             match told.get("method"):
                 case "Network.requestWillBeSent":
                     self.requested.append(parameters["request"]["url"])
+                case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
+                    entry = parameters["entry"]
+                    self.findings.append(f"{entry['source']}: {entry['text'][:500]}")
                 case "Runtime.exceptionThrown":
                     self.complaints.append(str(parameters["exceptionDetails"])[:500])
                 case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning"):
@@ -87,7 +92,7 @@ class Page:
         target = await self.send("Target.createTarget", url="about:blank")
         attached = await self.send("Target.attachToTarget", flatten=True, **target)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Network"):
+        for domain in ("Page", "Runtime", "Network", "Log"):
             await self.send(f"{domain}.enable")
         await self.send("Page.addScriptToEvaluateOnNewDocument", source=before)
 

@@ -21,7 +21,8 @@ import chroma_plugin
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-EXTRAS = {"pipecat", "web", "livekit", "server", "plot", "train", "eval", "all", "dev"}
+EXTRAS = {"pipecat", "web", "livekit", "server", "otel", "ray", "plot", "train", "eval"}
+EXTRAS |= {"all", "dev"}
 
 
 def fresh(code: str) -> str:
@@ -143,6 +144,7 @@ def test_the_package_is_typed() -> None:
 def test_top_level_holds_what_is_expected() -> None:
     top = {name.split("/")[0] for name in repository_files()}
     files = {"CHANGELOG.md", "LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
+    files |= {"Dockerfile", "compose.yaml", ".dockerignore"}
     assert top - {"examples"} == files | {".ci", ".gitignore", "chroma_plugin", "docs", "tests"}
 
 

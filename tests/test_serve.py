@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import chroma_plugin.engine.engine
+import chroma_plugin.server.app
 import chroma_plugin.server.run
-from chroma_plugin.errors import ConfigError
-from chroma_plugin.serve import api_keys, app
+from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.serve import app
+from chroma_plugin.server.settings import api_keys
+from chroma_plugin.server.smart_turn import SmartTurn
+from chroma_plugin.watermark import MarkedEngine
 from tests.fakes import FakeEngine
+from tests.kept_logging import kept_logging
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What the command sets up for its process ends with the test."""
+    with kept_logging():
+        yield
 
 
 def test_keys_are_read_with_their_scopes() -> None:
@@ -26,20 +40,51 @@ def test_keys_are_read_with_their_scopes() -> None:
 
 def test_it_listens_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
+    loaded: list[bool] = []
     monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", lambda config: FakeEngine())
     monkeypatch.setattr(
         chroma_plugin.server.run, "serve", lambda app, config: served.append(config)
     )
+    monkeypatch.setattr(SmartTurn, "load", lambda self: loaded.append(not served))
     monkeypatch.setenv("CHROMA_API_KEY", "k" * 20)
     words = ["--host", "0.0.0.0", "--port", "9000", "--max-sessions", "3"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
+    assert loaded == [True]  # before anybody can speak
     (config,) = served
     assert (config.host, config.port, config.max_sessions) == ("0.0.0.0", 9000, 3)
     assert config.api_keys[0].key == "k" * 20
+    assert "in a browser: http://localhost:9000/" in done.output
 
 
 def test_beyond_this_machine_it_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHROMA_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="api_keys"):
         CliRunner().invoke(app, ["--host", "0.0.0.0"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("words", [[], ["--watermark", "perth"], ["--watermark", "off"]])
+def test_replies_are_marked_unless_that_is_turned_off(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[Any] = []
+    monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", lambda config: FakeEngine())
+    monkeypatch.setattr(chroma_plugin.server.run, "serve", lambda app, config: None)
+    monkeypatch.setattr(
+        chroma_plugin.server.app, "create_app", lambda engine, *_, **__: engines.append(engine)
+    )
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    off = words[-1:] == ["off"]
+    assert isinstance(engines[0], FakeEngine if off else MarkedEngine)
+    assert ("not marked" in done.output) == off
+
+
+def test_it_does_not_start_when_replies_cannot_be_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", lambda config: FakeEngine())
+    monkeypatch.setattr(
+        chroma_plugin.server.run, "serve", lambda app, config: pytest.fail("it started")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ChromaError, match=r"pip install.*--watermark off"):
+        CliRunner().invoke(app, [], catch_exceptions=False)

@@ -1,10 +1,11 @@
-"""VoiceStore: names that are no paths, consents, hostile clips, deletion, several processes."""
+"""VoiceStore: names that are no paths, consents, codes, deletion, several processes."""
 
 from __future__ import annotations
 
 import io
 import json
-import struct
+import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,28 @@ import numpy as np
 import pytest
 import soundfile
 
+from chroma_plugin import voice_store
 from chroma_plugin.errors import VoiceError
 from chroma_plugin.voice import Voice
 from chroma_plugin.voice_clip import decode_clip
 from chroma_plugin.voice_consent import Consent
-from chroma_plugin.voice_store import VoiceStore
+from chroma_plugin.voice_store import MAX_CODECS, VoiceStore
 
 CLIP = Voice.default()
+CODEC = "0123456789abcdef" * 2
+CODES = np.arange(16).reshape(8, 2)
 
 
 def sound(samples: Any = CLIP.samples, rate: int = 24000, form: str = "WAV") -> bytes:
     data = io.BytesIO()
     soundfile.write(data, samples, rate, format=form)
     return data.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads are decoded in this process, which is quicker; tests/test_voice_upload.py has it."""
+    monkeypatch.setattr(voice_store, "decode_upload", decode_clip)
 
 
 @pytest.fixture
@@ -99,8 +109,8 @@ def test_deletion_leaves_nothing(store: VoiceStore) -> None:
     consent = store.new_consent("Ada", "Yes.")
     add(store, "ada", consent)
     add(store, "ada-2", consent)
-    store.keep_codes("ada", np.arange(16).reshape(8, 2))
-    assert store.codes("ada") is not None
+    store.keep_codes("ada", CODEC, CODES)
+    assert store.codes("ada", CODEC) is not None
     store.remove("ada")
     assert not [name for name in files(store) if "ada/" in name]
     assert store.consents() == [consent]  # the other voice stands on it
@@ -122,17 +132,104 @@ def test_a_consent_that_is_withdrawn_takes_its_voices_along(store: VoiceStore) -
             store.consent(wrong)
 
 
-def test_codes_are_kept_with_their_voice(store: VoiceStore) -> None:
+def test_codes_are_kept_by_voice_and_codec(store: VoiceStore) -> None:
     add(store)
-    assert store.codes("ada") is None
-    codes = np.arange(24).reshape(8, 3)
-    store.keep_codes("ada", codes)
-    kept = store.codes("ada")
-    assert kept is not None and np.array_equal(kept, codes)
-    (store._place("ada") / "codes.npy").write_bytes(b"garbage")
-    assert store.codes("ada") is None
-    with pytest.raises(VoiceError):
-        store.keep_codes("bob", codes)
+    assert store.codes("ada", CODEC) is None
+    store.keep_codes("ada", CODEC, CODES)
+    kept = store.codes("ada", CODEC)
+    assert kept is not None and np.array_equal(kept, CODES)
+    assert store.codes("ada", "f" * 32) is None
+    for damage in (b"garbage", b"", np.arange(3).tobytes()):
+        (store._place("ada") / f"codes-{CODEC}.npy").write_bytes(damage)
+        assert store.codes("ada", CODEC) is None
+    with pytest.raises(VoiceError, match="no voice"):
+        store.keep_codes("bob", CODEC, CODES)
+    for wrong in ("", "../" + "a" * 29, "A" * 32):
+        with pytest.raises(VoiceError, match="no identity"):
+            store.keep_codes("ada", wrong, CODES)
+
+
+def test_a_voice_brings_its_codes_and_takes_new_ones_back(store: VoiceStore) -> None:
+    add(store)
+    store.keep_codes("ada", CODEC, CODES)
+    keeper = store.get("ada").keeper
+    assert keeper is not None
+    assert np.array_equal(np.asarray(keeper.codes(CODEC)), CODES)
+    keeper.keep_codes("e" * 32, CODES + 1)
+    assert np.array_equal(np.asarray(keeper.codes("e" * 32)), CODES + 1)
+    store.settle()
+    kept = VoiceStore(store._folder).codes("ada", "e" * 32)
+    assert kept is not None and np.array_equal(kept, CODES + 1)
+    assert store.get("ada").keeper is keeper
+
+
+def test_codes_of_many_codecs_do_not_pile_up(store: VoiceStore) -> None:
+    add(store)
+    for i in range(MAX_CODECS + 2):
+        store.keep_codes("ada", f"{i:032x}", CODES)
+        os.utime(store._place("ada") / f"codes-{i:032x}.npy", ns=(i, i))
+    kept = [i for i in range(MAX_CODECS + 2) if store.codes("ada", f"{i:032x}") is not None]
+    assert kept == list(range(2, MAX_CODECS + 2))
+
+
+def test_who_holds_a_voice_is_told_of_its_end(
+    store: VoiceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    consent = store.new_consent("Ada", "Yes.")
+    add(store, "ada", consent)
+    add(store, "bob")
+    ada, bob = store.get("ada").keeper, store.get("bob").keeper
+    assert ada is not None and bob is not None
+    ada.keep_codes(CODEC, CODES)
+    store.settle()
+    ada.when_gone(lambda: told.append("ada"))
+    bob.when_gone(lambda: told.append("bob"))
+    store.remove_consent(consent.id)
+    assert (told, ada.gone, bob.gone) == (["ada"], True, False)
+    assert ada.codes(CODEC) is None
+    ada.when_gone(lambda: told.append("late"))
+    assert told == ["ada", "late"]
+    ada.keep_codes(CODEC, CODES)  # from an engine that was about to
+    store.settle()
+    assert not [name for name in files(store) if "ada" in name]
+
+    VoiceStore(store._folder).remove("bob")  # as another process would
+    assert not bob.gone
+    with caplog.at_level(logging.WARNING):
+        bob.keep_codes(CODEC, CODES)
+        store.settle()
+    assert "not kept" in caplog.text and files(store) == []
+    store.notice_removals()
+    store.notice_removals()
+    assert (told, bob.gone) == (["ada", "late", "bob"], True)
+
+
+def test_another_voice_by_the_same_name_is_another_voice(store: VoiceStore) -> None:
+    add(store)
+    old = store.get("ada").keeper
+    other = VoiceStore(store._folder)
+    other.remove("ada")
+    add(other)
+    assert old is not None and not old.gone
+    new = store.get("ada").keeper
+    assert new is not old and old.gone
+    assert new is not None and not new.gone
+
+
+def test_a_folder_that_is_away_has_removed_nobody(store: VoiceStore) -> None:
+    add(store)
+    keeper = store.get("ada").keeper
+    store._voices.rename(store._folder / "away")
+    with pytest.raises(OSError):
+        store.notice_removals()
+    assert keeper is not None and not keeper.gone
+
+
+def test_no_voice_has_a_name_that_windows_has_taken(store: VoiceStore) -> None:
+    for name in ("con", "nul", "com1"):
+        with pytest.raises(VoiceError, match="Windows"):
+            add(store, name)
 
 
 def test_a_name_is_given_once_however_many_ask(store: VoiceStore) -> None:
@@ -158,46 +255,3 @@ def test_what_a_dead_process_left_is_swept(store: VoiceStore) -> None:
     assert store.names() == []
     VoiceStore(store._folder)
     assert files(store) == []
-
-
-# -- hostile clips ---------------------------------------------------------------------------
-
-
-def lying_wav(rate: int, channels: int, promised: int) -> bytes:
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2, 2, 16)
-    head = struct.pack("<4sI4s", b"RIFF", promised, b"WAVE")
-    return head + form + struct.pack("<4sI", b"data", promised) + bytes(4000)
-
-
-@pytest.mark.parametrize(
-    "clip",
-    [
-        b"",
-        b"RIFF",
-        b"\0" * 10_000,
-        b"PK\3\4" + bytes(1000),
-        b"fLaC" + b"\xff" * 1000,
-        lying_wav(2**31 - 1, 1, 2**32 - 1),
-        lying_wav(24000, 60000, 2**32 - 1),
-        lying_wav(1, 1, 100),
-        bytes(17 << 20),
-        sound(np.zeros((24000, 6), np.float32)),
-        sound(np.zeros(24000, np.float32), form="AIFF"),
-    ],
-    ids=["empty", "cut", "zeros", "zip", "flac", "rate", "channels", "slow", "huge", "six", "aiff"],
-)
-def test_a_hostile_clip_is_refused(clip: bytes) -> None:
-    with pytest.raises(VoiceError):
-        decode_clip(clip)
-
-
-def test_a_long_silence_is_decoded_as_far_as_a_voice_may_be_long(store: VoiceStore) -> None:
-    hour = sound(np.zeros(8000 * 3600, np.int16), 8000, "FLAC")
-    assert len(hour) < 1 << 20
-    assert len(decode_clip(hour)) == 31 * 24000
-    with pytest.raises(VoiceError, match=r"31\.0 s long"):
-        store.add("ada", hour, CLIP.transcript, store.new_consent("Ada", "Yes."))
-
-
-def test_a_header_that_promises_more_than_there_is_is_not_believed() -> None:
-    assert len(decode_clip(lying_wav(24000, 1, 2**32 - 100))) == 2000

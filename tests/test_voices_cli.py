@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ
 from chroma_plugin.errors import ChromaError, VoiceError
+from chroma_plugin.perth import Perth
 from chroma_plugin.voice import Voice
-from chroma_plugin.voices_cli import app, default_folder
+from chroma_plugin.voices_cli import NOT_FOUND, app, default_folder
 
 CLIP = Voice.default()
 
@@ -67,3 +68,16 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("CHROMA_VOICES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "chroma-plugin" / "voices"
+
+
+def test_a_mark_is_looked_for(tmp_path: Path) -> None:
+    plain, marked = tmp_path / "plain.wav", tmp_path / "marked.flac"
+    soundfile.write(plain, CLIP.samples, OUTPUT_RATE_HZ)
+    reply = Perth.load().marker().stream().push(CLIP.samples)
+    soundfile.write(marked, reply, OUTPUT_RATE_HZ)
+    assert "marked: 0.0 to 6.4 s" in run("detect", marked)
+    done = CliRunner().invoke(app, ["detect", str(plain)])
+    assert done.exit_code == NOT_FOUND == 3
+    assert "no mark found in 6.4 s" in done.output
+    with pytest.raises(ChromaError, match="no such file"):
+        run("detect", tmp_path / "missing.wav")

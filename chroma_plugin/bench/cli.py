@@ -116,6 +116,26 @@ def latency(
 
 
 @app.command()
+def remote(
+    turns: Annotated[int, typer.Option(min=1, help="Of each kind.")] = 300,
+    max_added_ms: Annotated[float, typer.Option(min=0, help="Bar: what may be added, p50.")] = 3.0,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a server in another process adds to the time to first audio; if too much, exit 1."""
+    try:
+        from chroma_plugin.bench.remote import WirePlan, measure_remote
+    except ImportError as error:
+        raise ChromaError(
+            f"Something that a server needs is missing ({error}). "
+            "Install it: pip install 'chroma-plugin[server]'"
+        ) from error
+
+    _run(lambda: measure_remote(WirePlan(turns, max_added_ms), seed=seed), plot, as_json)
+
+
+@app.command()
 def load(
     conversations: Conversations = 4,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long questions are asked.")] = 60.0,
@@ -232,3 +252,70 @@ def agreement(
     setup = _setup(size, model, random_weights, device, dtype, threads, seed)
     plan = AgreementPlan(cast("list[Kind]", words), replies, reply, speech)
     _run(lambda: measure_agreement(setup, plan), None, as_json)
+
+
+@app.command()
+def scale(
+    calls: Annotated[float, typer.Option(min=0.01, help="Wanted at once, on average.")] = 100.0,
+    peak: Annotated[float, typer.Option(min=1, max=2, help="Noon, by that average.")] = 1.0,
+    call: Annotated[float, typer.Option(min=1, help="Mean seconds of a call.")] = 300.0,
+    places: Annotated[int, typer.Option(min=1, help="Calls that one GPU takes.")] = 128,
+    replicas: Annotated[int, typer.Option(min=1, help="GPUs at first, and at least.")] = 1,
+    most: Annotated[int | None, typer.Option(min=1, help="GPUs at most; as at first if none.")] = (
+        None
+    ),
+    target: Annotated[float, typer.Option(min=0.01, max=1, help="Share of places to fill.")] = 0.8,
+    start: Annotated[float, typer.Option(min=0, help="Seconds until a GPU is warm.")] = 180.0,
+    node_hours: Annotated[
+        float | None, typer.Option(min=0.1, help="Mean hours between failures of a node.")
+    ] = None,
+    node_gpus: Annotated[int, typer.Option(min=1, help="GPUs that fail together.")] = 8,
+    router: Annotated[
+        Literal["fewest", "two"], typer.Option(help="Fewest calls first, or the emptier of two.")
+    ] = "fewest",
+    hours: Annotated[float, typer.Option(min=0.1, help="That are counted.")] = 24.0,
+    price: Annotated[float, typer.Option(min=0, help="Of an hour of one GPU.")] = 3.0,
+    seed: Seed = 0,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Those of docs/scale.md, for --places and --price.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a fleet: calls refused, cut and talked, GPU hours and price. Measures nothing."""
+    from chroma_plugin.bench.fleets import report
+    from chroma_plugin.bench.fleets import tables as all_tables
+    from chroma_plugin.bench.scale import ScalePlan
+
+    if tables:
+        print(all_tables(places, price, seed=seed))
+        return
+    plan = ScalePlan(
+        erlangs=calls,
+        peak=peak,
+        call_s=call,
+        places=places,
+        min_replicas=replicas,
+        max_replicas=replicas if most is None else most,
+        target_load=target,
+        start_s=start,
+        node_mtbf_h=float("inf") if node_hours is None else node_hours,
+        node_replicas=node_gpus,
+        router=router,
+        hours=hours,
+        seed=seed,
+    )
+    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
+    print(report(plan, price, out))
+
+
+@app.command()
+def watermark(
+    files: Annotated[list[Path], typer.Argument(help="Recordings of speech that is not marked.")],
+    as_json: AsJson = False,
+) -> None:
+    """The mark on replies: found after which codecs and cuts, how audible, at which cost."""
+    from chroma_plugin.bench.marks import measure_marks
+
+    report = measure_marks(files)
+    report.show(Console(stderr=as_json, markup=False, highlight=False, width=120))
+    print(report.line())

@@ -19,15 +19,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, Samples, pcm_to_float, read_audio
-from chroma_plugin.engine.engine import Engine
-from chroma_plugin.engine.frames import StepTimes
 from chroma_plugin.reply import AudioChunk, ReplyEvent, TurnDone
 from chroma_plugin.session import Session
+
+if TYPE_CHECKING:  # whoever listens to a server loads no engine
+    from chroma_plugin.engine.engine import Engine
+    from chroma_plugin.engine.frames import StepTimes
 
 T = TypeVar("T")
 

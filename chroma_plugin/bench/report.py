@@ -14,13 +14,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import chroma_plugin
+
+if TYPE_CHECKING:
+    import torch
 
 PERCENTILES = (50, 95, 99)
 
@@ -78,17 +80,52 @@ class Facts:
     @classmethod
     def gather(cls, *, device: torch.device, **given: Any) -> Facts:
         """Looks at this machine and this working tree."""
+        import torch
+
         cuda = device.type == "cuda"
         return cls(
             commit=_commit(),
             version=chroma_plugin.__version__,
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            date=_now(),
             device=torch.cuda.get_device_name(device) if cuda else _processor(),
             threads=torch.get_num_threads(),
             torch_version=str(torch.__version__),
             python=platform.python_version(),
             **given,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFacts:
+    """The same of a run whose engine is in another process: what runs there is that one's to say.
+
+    Attributes:
+        server: its address.
+    """
+
+    commit: str | None
+    version: str
+    date: str
+    device: str
+    python: str
+    server: str
+    seed: int
+
+    @classmethod
+    def gather(cls, server: str, seed: int) -> ClientFacts:
+        """Looks at this machine and this working tree."""
+        python = platform.python_version()
+        version = chroma_plugin.__version__
+        return cls(_commit(), version, _now(), _processor(), python, server, seed)
+
+    @property
+    def size(self) -> str:
+        """What is measured, in a picture's title."""
+        return self.server
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _commit() -> str | None:
@@ -119,13 +156,14 @@ def _processor() -> str:
 # -- memory ----------------------------------------------------------------------------------
 
 
-def resident_mb() -> float:
-    """Memory of this process now, in MB; its peak where the system does not say."""
+def resident_mb(pid: int | None = None) -> float:
+    """Memory of a process now, in MB: this one's, and its peak where the system does not say, if
+    none is named; 0 for another one that is gone."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     except (OSError, ValueError):
-        return peak_resident_mb()
+        return 0.0 if pid else peak_resident_mb()
 
 
 def peak_resident_mb() -> float:
@@ -142,6 +180,8 @@ def memory(device: torch.device) -> dict[str, float]:
     """What this process holds, in MB."""
     held = {"rss_mb": round(resident_mb(), 1), "rss_peak_mb": round(peak_resident_mb(), 1)}
     if device.type == "cuda":
+        import torch
+
         held["cuda_mb"] = round(torch.cuda.memory_allocated(device) / 1e6, 1)
         held["cuda_peak_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return held
@@ -150,6 +190,8 @@ def memory(device: torch.device) -> dict[str, float]:
 def megabytes_free(device: torch.device) -> float:
     """What a device has left, in MB; infinity where the system does not say."""
     if device.type == "cuda":
+        import torch
+
         return float(torch.cuda.mem_get_info(device)[0] / 1e6)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -202,7 +244,7 @@ class Report:
     """
 
     bench: str
-    facts: Facts
+    facts: Facts | ClientFacts
     settings: Mapping[str, Any]
     figures: dict[str, Any]
     memory: Mapping[str, float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from chroma_plugin import errors
 from chroma_plugin.audio import float_to_pcm
 from chroma_plugin.client.line import Event, Line
-from chroma_plugin.client.memory import Memory
+from chroma_plugin.client.memory import Entry, Memory
 from chroma_plugin.conversation import ReplyRequest, Role
 from chroma_plugin.errors import ChromaError, EngineError, VoiceError
 from chroma_plugin.reply import AudioChunk, EndReason, Sink, TextDelta, Timings, TurnDone
@@ -35,8 +36,8 @@ class RemoteConversation:
 
     Args:
         line: to it; not opened yet.
-        voice: whose voice replies are spoken in; None: the server's of that name.
-        voice_name: the server's name of a voice, or None for its default.
+        voice: whose voice replies are spoken in.
+        voice_name: what the server calls it; None: the server does not know it by name.
         consent: for voices that are sent along.
         instructions: the system prompt.
         on_close: is told when the session closes it.
@@ -49,7 +50,7 @@ class RemoteConversation:
         self,
         line: Line,
         *,
-        voice: Voice | None,
+        voice: Voice,
         voice_name: str | None,
         consent: str,
         instructions: str,
@@ -57,10 +58,13 @@ class RemoteConversation:
     ) -> None:
         self.line = line
         self._consent, self._instructions, self._on_close = consent, instructions, on_close
-        self._own_voice_name = voice_name
-        self._follows_server = voice is None  # until the session speaks in another one
-        self._voice = voice or Voice.default()
-        self._check(self._voice)
+        self._named = (voice, voice_name)
+        self._voice: Voice | None = voice  # that the server knows of; None: it refused one
+        self._check(voice)
+        self._numbers = itertools.count(1)
+        self._settled: asyncio.Future[None] | None = None
+        self._refused: ChromaError | None = None  # nobody has been told of it yet
+        self._retold = set[int]()  # replies that the server knows as text, since a reconnection
         self._memory = Memory()
         self._heard = bytearray()  # of the turn that is not committed
         self._told_bytes = 0
@@ -95,7 +99,8 @@ class RemoteConversation:
 
     def add_text(self, role: Role, text: str) -> None:
         self._memory.add_text(role, text)
-        self.line.send(_text_item(role, text))
+        item = _text_item(role, text)
+        self._send(item.pop("type"), **item)
 
     def set_instructions(self, instructions: str) -> None:
         self._instructions = instructions
@@ -103,17 +108,19 @@ class RemoteConversation:
 
     def start_reply(self, request: ReplyRequest, sink: Sink) -> None:
         loop = asyncio.get_running_loop()
-        if self._dead is not None:
-            loop.call_soon(sink, self._dead)
+        refused, self._refused = self._dead or self._refused, None
+        if refused is not None:
+            loop.call_soon(sink, refused)
             return
-        if request.voice.key != self._voice.key:
+        if not self._is_told(request.voice):
             try:
                 self._check(request.voice)
             except VoiceError as error:
                 loop.call_soon(sink, error)
                 return
-            self._voice, self._follows_server = request.voice, False
-            self._send("session.update", session={"type": "realtime"} | self._voice_fields())
+            self._voice = request.voice
+            session = {"type": "realtime"} | self._voice_fields()
+            self._send("session.update", f"voice-{request.turn}", session=session)
         self._replies[request.turn] = sink
         chroma = {
             "turn": request.turn,
@@ -138,7 +145,11 @@ class RemoteConversation:
             self._send("response.cancel")
 
     def keep_reply(self, turn: int, tokens: int) -> None:
-        self._memory.keep(turn, tokens)
+        cut = self._memory.keep(turn, tokens)
+        if turn in self._retold:  # the server knows no tokens of it
+            if cut:
+                self.line.renew()
+            return
         self._send(
             "conversation.item.truncate",
             item_id="",
@@ -164,11 +175,22 @@ class RemoteConversation:
             self._closed = True
             self._on_close(self)
 
+    async def settled(self) -> None:
+        """Waits until the server has taken the settings.
+
+        Raises:
+            ChromaError: it refuses one, or the connection is lost.
+        """
+        if self._settled is not None:
+            await self._settled
+
     # -- what comes of it --------------------------------------------------------------------
 
     def fail(self, error: ChromaError) -> None:
         """Tells everyone who waits, and who will ask, that it is over."""
         self._dead = error
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_exception(error)
         replies, transcripts = list(self._replies.values()), list(self._transcripts.values())
         self._replies.clear()
         self._transcripts.clear()
@@ -207,42 +229,68 @@ class RemoteConversation:
                 self._transcripts.pop(turn)(event["transcript"])
             case "conversation.item.input_audio_transcription.failed" if turn in self._transcripts:
                 self._transcripts.pop(turn)(_error(chroma.get("error"), event["error"]["message"]))
-            case "error":
+            case "session.updated":
+                if self._settled is not None and not self._settled.done():
+                    self._settled.set_result(None)
+            case "error" if event["error"].get("code") not in HARMLESS:
                 self._complaint(event["error"], chroma)
 
     def _complaint(self, about: dict[str, Any], chroma: dict[str, Any]) -> None:
-        kind, _, number = str(about.get("event_id")).partition("-")
-        if kind == "reply" and (sink := self._replies.pop(int(number), None)):
-            sink(_error(chroma.get("error"), about["message"]))
-        elif about.get("code") not in HARMLESS:
-            log.warning("the server refused an event: %s", about.get("code"))
+        """Nothing that was refused is passed over: the reply that is built on it fails."""
+        error = _error(chroma.get("error") or _kind(about), about["message"])
+        what, _, number = str(about.get("event_id")).partition("-")
+        log.warning("the server refused an event: %s", about.get("code"))
+        if what == "settings":
+            self.fail(error)
+        elif what == "reply":
+            if sink := self._replies.pop(int(number), None):
+                sink(error)
+        elif what == "voice":
+            self._voice = None
+            self._fail_reply(error, int(number))
+        elif what == "state":
+            self._fail_reply(error)
+
+    def _fail_reply(self, error: ChromaError, turn: int | None = None) -> None:
+        """Ends the newest reply, or the one of a turn; if there is none the next one fails."""
+        if turn is None:
+            turn = max(self._replies, default=None)
+        if turn is None:
+            self._refused = error
+        elif sink := self._replies.pop(turn, None):
+            self._send("response.cancel", "cancel")
+            sink(error)
 
     # -- what is told ------------------------------------------------------------------------
 
-    def _send(self, kind: str, **fields: Any) -> None:
+    def _send(self, kind: str, event_id: str | None = None, **fields: Any) -> None:
+        """Sends an event. By the name that it is given, a complaint about it is understood."""
         self._flush()
-        self.line.send({"type": kind, **fields})
+        self.line.send({"type": kind, "event_id": event_id or self._state_id(), **fields})
+
+    def _state_id(self) -> str:
+        return f"state-{next(self._numbers)}"
 
     def _flush(self) -> None:
         self._flushing = False
         while self._told_bytes < len(self._heard):
             piece = bytes(self._heard[self._told_bytes : self._told_bytes + PIECE_BYTES])
             self._told_bytes += len(piece)
-            self.line.send(_append(piece))
+            self.line.send(_append(piece) | {"event_id": self._state_id()})
 
     def _ask_transcript(self, turn: int) -> None:
         self._send("conversation.item.retrieve", item_id="", chroma={"turn": turn})
 
     def _greeting(self) -> Iterator[Event]:
         """All that the server has to know: the settings, and what was said so far."""
+        if self._settled is None:
+            self._settled = asyncio.get_running_loop().create_future()
         yield self._settings()
         for entry in self._memory:
-            if entry.sound is None:
-                yield _text_item(entry.role, entry.words, entry.turn or None)
-                continue
-            for start in range(0, len(entry.sound), PIECE_BYTES):
-                yield _append(entry.sound[start : start + PIECE_BYTES])
-            yield {"type": "input_audio_buffer.commit", "chroma": {"turn": entry.turn}}
+            for event in _entry_events(entry):
+                yield event | {"event_id": self._state_id()}
+            if entry.role == "assistant" and entry.turn:
+                self._retold.add(entry.turn)
         self._told_bytes = 0
         if self._heard:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -260,17 +308,27 @@ class RemoteConversation:
             "audio": {"input": {"turn_detection": None}} | voice.get("audio", {}),
             "chroma": {"input_rate_hz": 16000} | voice.get("chroma", {}),
         }
-        return {"type": "session.update", "session": session}
+        return {"type": "session.update", "event_id": "settings", "session": session}
+
+    def _is_told(self, voice: Voice) -> bool:
+        """The server speaks in that voice."""
+        if voice is self._voice or self._voice is None:
+            return voice is self._voice
+        own, name = self._named
+        named = name is not None and (voice is own or self._voice is own)
+        return not named and voice.key == self._voice.key
 
     def _voice_fields(self) -> dict[str, Any]:
-        if self._follows_server:
-            return {"audio": {"output": {"voice": self._own_voice_name}}}
-        if self._voice.key == Voice.default().key:
+        own, name = self._named
+        voice = self._voice or own
+        if voice is own and name is not None:
+            return {"audio": {"output": {"voice": name}}}
+        if voice.key == Voice.default().key:
             return {"audio": {"output": {"voice": "default"}}}
         inline = {
-            "name": self._voice.name[:128],
-            "transcript": self._voice.transcript,
-            "pcm": base64.b64encode(float_to_pcm(self._voice.samples)).decode(),
+            "name": voice.name[:128],
+            "transcript": voice.transcript,
+            "pcm": base64.b64encode(float_to_pcm(voice.samples)).decode(),
             "consent": self._consent,
         }
         return {"chroma": {"voice": inline}}
@@ -282,6 +340,16 @@ class RemoteConversation:
                 "RemoteEngine(..., voice_consent='who agreed, and how'). Or enrol it there and "
                 "name it: RemoteEngine(..., voice=NAME)."
             )
+
+
+def _entry_events(entry: Entry) -> Iterator[Event]:
+    """A message of the memory, as the server is told it."""
+    if entry.sound is None:
+        yield _text_item(entry.role, entry.words, entry.turn or None)
+        return
+    for start in range(0, len(entry.sound), PIECE_BYTES):
+        yield _append(entry.sound[start : start + PIECE_BYTES])
+    yield {"type": "input_audio_buffer.commit", "chroma": {"turn": entry.turn}}
 
 
 def _append(sound: bytes) -> Event:
@@ -302,6 +370,15 @@ def _end(response: dict[str, Any], chroma: dict[str, Any]) -> TurnDone | ChromaE
         return _error(chroma.get("error"), about.get("message", "The reply failed."))
     fields = done | {"reason": EndReason(done["reason"]), "timings": Timings(**done["timings"])}
     return TurnDone(**fields)
+
+
+def _kind(about: dict[str, Any]) -> str:
+    """The name of the exception that a refusal by the protocol alone stands for."""
+    if "voice" in str(about.get("param")):
+        return "VoiceError"
+    if about.get("type") == "invalid_request_error" and about.get("code") != "rate_limit_exceeded":
+        return "ConfigError"
+    return "EngineError"
 
 
 def _error(name: str | None, message: str) -> ChromaError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from urllib.parse import urlencode, urlsplit
 
 from chroma_plugin.client.conversation import RemoteConversation
-from chroma_plugin.client.line import Line
+from chroma_plugin.client.line import HEARTBEAT_S, Line
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, SamplingParams
 from chroma_plugin.conversation import Message
 from chroma_plugin.errors import ConfigError, EngineBusy, EngineClosed
@@ -36,10 +37,14 @@ class RemoteEngine:
             to the server with it, for the time of the session. Without it only the packaged voice
             and those of the server can be used.
         queue_timeout_s: how long a new session waits for room before `EngineBusy`.
-        reconnect_s: how long a lost connection is tried again before its session is lost.
+        reconnect_s: how long a lost connection is tried again before its session is lost. The new
+            one is told the settings and what was said. A reply that was on its way ends in
+            `EngineError`, and is not made a second time unless it is asked for again.
+        heartbeat_s: between two pings; a connection on which one stays unanswered for twice as long
+            is lost, even if nobody has closed it.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is none, or a time is not positive.
     """
 
     def __init__(
@@ -51,11 +56,15 @@ class RemoteEngine:
         voice_consent: str = "",
         queue_timeout_s: float = 5.0,
         reconnect_s: float = 10.0,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
+        if not heartbeat_s > 0:
+            raise ConfigError(f"heartbeat_s is {heartbeat_s!r}; it must be seconds, more than 0.")
         self._url = realtime_url(url)
         self._key = api_key
         self._voice, self._consent = voice, voice_consent
         self._queue_timeout_s, self._reconnect_s = queue_timeout_s, reconnect_s
+        self._heartbeat_s = heartbeat_s
         self._conversations = set[RemoteConversation]()
         self._closing = set[asyncio.Task[None]]()
         self._started = self._closed = False
@@ -86,25 +95,28 @@ class RemoteEngine:
             EngineBusy: the server had no room before the deadline.
             EngineClosed: it was not started, or is closed.
             EngineFailed: the server cannot be reached, or turns us away.
-            VoiceError: the voice needs a consent.
+            VoiceError: the voice needs a consent, or the server refuses it.
         """
         if not self._started or self._closed:
             raise EngineClosed("Call `await engine.start()` before open_session().")
         url = self._url
         if max_reply_s is not None:
             url += ("&" if "?" in url else "?") + urlencode({"max_reply_s": max_reply_s})
-        line = Line(url, self._key, self._reconnect_s)
+        line = Line(url, self._key, self._reconnect_s, self._heartbeat_s)
+        named = None if voice is not None else self._voice
+        if voice is None:  # another object for each name, so that a change of voices is one
+            voice = Voice.default() if named is None else replace(Voice.default(), name=named)
         conversation = RemoteConversation(
             line,
             voice=voice,
-            voice_name=self._voice,
+            voice_name=named,
             consent=self._consent,
             instructions=instructions,
             on_close=self._closes,
         )
         session = Session(  # refuses what it cannot use before anything is taken up
             conversation,
-            voice=voice or Voice.default(),
+            voice=voice,
             instructions=instructions,
             sampling=sampling or SamplingParams(),
             history=history,
@@ -114,6 +126,11 @@ class RemoteEngine:
             await asyncio.wait(self._closing)
         await self._connect(line)
         self._conversations.add(conversation)
+        try:
+            await conversation.settled()
+        except BaseException:  # refused, or given up by the caller
+            await session.aclose()
+            raise
         return session
 
     async def _connect(self, line: Line) -> None:

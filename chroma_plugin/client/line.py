@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,11 @@ Event = dict[str, Any]
 MAX_MESSAGE_BYTES = 16 << 20
 OPEN_S = 10.0
 """A server that takes longer to greet is not there."""
+HEARTBEAT_S = 5.0
+"""Between two pings; a server that leaves one unanswered for twice as long is gone, whatever its
+socket says."""
+HOME_HEADER = "x-session-id"
+"""Names the conversation, so that a server of many replicas takes it back to the same one."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
 """Between attempts to reach a server again."""
 
@@ -31,6 +37,7 @@ class Line:
         url: of the WebSocket.
         key: of the server, or None.
         reconnect_s: how long a lost connection is tried again.
+        heartbeat_s: between two pings.
 
     Attributes:
         up: events that are sent reach the server, as far as anyone knows.
@@ -40,9 +47,13 @@ class Line:
         greeting: makes the events that a new connection begins with.
     """
 
-    def __init__(self, url: str, key: str | None, reconnect_s: float) -> None:
-        self._url, self._reconnect_s = url, reconnect_s
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def __init__(
+        self, url: str, key: str | None, reconnect_s: float, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
+        self._url, self._reconnect_s, self._heartbeat_s = url, reconnect_s, heartbeat_s
+        self._headers = {HOME_HEADER: secrets.token_hex(8)}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
         self._outgoing: asyncio.Queue[Event] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._socket: ClientConnection | None = None
@@ -68,6 +79,12 @@ class Line:
         if self.up:
             self._outgoing.put_nowait(event)
 
+    def renew(self) -> None:
+        """Gives the connection up and has another one made, with another greeting."""
+        if self._socket is not None and self.up:
+            self.up = False
+            self._socket.transport.abort()
+
     async def close(self) -> None:
         """Hangs up."""
         if self._task is not None:
@@ -75,6 +92,7 @@ class Line:
             await asyncio.wait([self._task])
 
     async def _dial(self) -> ClientConnection:
+        socket: ClientConnection | None = None
         try:
             async with asyncio.timeout(OPEN_S):
                 socket = await connect(
@@ -82,17 +100,18 @@ class Line:
                     additional_headers=self._headers,
                     max_size=MAX_MESSAGE_BYTES,
                     compression=None,
+                    open_timeout=None,  # ours counts
+                    ping_interval=self._heartbeat_s,
+                    ping_timeout=2 * self._heartbeat_s,
                     close_timeout=1.0,
                 )
-                first = json.loads(await socket.recv())
-        except InvalidStatus as error:
-            status = error.response.status_code
-            why = "it needs an API key" if status in (401, 403) else f"it answers {status}"
-            raise EngineFailed(f"The server at {self._url} turns us away: {why}.") from error
-        except (OSError, TimeoutError, WebSocketException, ValueError) as error:
-            raise EngineFailed(
-                f"The server at {self._url} cannot be reached ({type(error).__name__}). Is it up?"
-            ) from error
+                first = _greeted(await socket.recv())
+        except BaseException as error:
+            if socket is not None:
+                socket.transport.abort()
+            if isinstance(error, OSError | TimeoutError | WebSocketException | ValueError):
+                raise self._unreachable(error) from error
+            raise
         if first.get("type") == "error":
             await socket.close()
             about = first.get("error", {})
@@ -105,11 +124,20 @@ class Line:
         self._socket, self.up = socket, True
         return socket
 
+    def _unreachable(self, error: Exception) -> EngineFailed:
+        if isinstance(error, InvalidStatus):
+            status = error.response.status_code
+            why = "it needs an API key" if status in (401, 403) else f"it answers {status}"
+            return EngineFailed(f"The server at {self._url} turns us away: {why}.")
+        return EngineFailed(
+            f"The server at {self._url} cannot be reached ({type(error).__name__}). Is it up?"
+        )
+
     async def _keep(self, socket: ClientConnection) -> None:
         while True:
-            await self._talk(socket)
-            self.on_lost()
             try:
+                await self._talk(socket)
+                self.on_lost()
                 socket = await self._again()
             except ChromaError as error:
                 self.on_dead(error)
@@ -122,6 +150,11 @@ class Line:
                 self.on_event(json.loads(message))
         except (OSError, WebSocketException):
             log.debug("the connection was lost")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise EngineFailed(
+                f"What the server at {self._url} sends cannot be understood "
+                f"({type(error).__name__}). Is it chroma-plugin's, and of this version?"
+            ) from error
         finally:
             self.up = False
             writer.cancel()
@@ -145,3 +178,15 @@ class Line:
                     raise
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _greeted(message: str | bytes) -> Event:
+    """The first event of a server.
+
+    Raises:
+        ValueError: it is none.
+    """
+    first = json.loads(message)
+    if not isinstance(first, dict):
+        raise ValueError("no event")
+    return first

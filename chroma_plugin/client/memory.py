@@ -59,18 +59,20 @@ class Memory:
             self._entries.append(entry)
         entry.pieces.append(piece)
 
-    def keep(self, turn: int, tokens: int) -> None:
-        """Cuts a reply to its first tokens."""
+    def keep(self, turn: int, tokens: int) -> bool:
+        """Cuts a reply to its first tokens; False if it had no more."""
         entry, total = self._of("assistant", turn), 0
         if entry is None:
-            return
-        kept = []
+            return False
+        kept: list[TextDelta] = []
         for piece in entry.pieces:
             if total >= tokens:
                 break
             kept.append(piece)
             total += piece.tokens
+        cut = len(kept) < len(entry.pieces)
         entry.pieces = kept
+        return cut
 
     def write_down(self, turn: int, text: str) -> None:
         """What was said in a turn is known."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 Mark = torch.cuda.Event | float
+
+STEP_BOUNDS_S = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.16, 0.32, 0.64)
+"""Around 80 ms: steps that take longer than their frame lasts cannot keep up."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,47 @@ class PartClock:
     def span_ms(self) -> float:
         """Milliseconds from its first mark to its last."""
         return _between_ms(self._marks[0][1], self._marks[-1][2]) if self._marks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """How long all steps took since the engine's start.
+
+    Attributes:
+        bounds_s: upper bounds of the counts but the last, in seconds.
+        counts: steps that took at most as long as each bound and longer than the one before it;
+            the last one counts those beyond all bounds.
+        seconds: all steps together.
+        parts_s: of each part, what the codec caught up with between steps included.
+    """
+
+    bounds_s: tuple[float, ...] = STEP_BOUNDS_S
+    counts: tuple[int, ...] = (0,) * (len(STEP_BOUNDS_S) + 1)
+    seconds: float = 0.0
+    parts_s: dict[str, float] = field(default_factory=dict)
+
+
+class StepTally:
+    """Adds steps up, in as much memory as it begins with. May be read from other threads."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(STEP_BOUNDS_S) + 1)
+        self._seconds = 0.0
+        self._parts_s: dict[str, float] = {}
+
+    def add(self, ms: float) -> None:
+        """Counts a step."""
+        self._counts[bisect_left(STEP_BOUNDS_S, ms / 1000)] += 1
+        self._seconds += ms / 1000
+
+    def spend(self, parts_ms: Mapping[str, float]) -> None:
+        """Adds to what the parts took."""
+        for part, part_ms in parts_ms.items():
+            self._parts_s[part] = self._parts_s.get(part, 0.0) + part_ms / 1000
+
+    def totals(self) -> StepTotals:
+        """What was counted so far."""
+        return StepTotals(STEP_BOUNDS_S, tuple(self._counts), self._seconds, self._parts_s.copy())
 
 
 def _between_ms(begin: Mark, end: Mark) -> float:

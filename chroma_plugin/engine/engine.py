@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS, EngineConfig, SamplingParams
 from chroma_plugin.conversation import Message, ReplyRequest, Role
 from chroma_plugin.engine.call import Call
+from chroma_plugin.engine.clock import StepTotals
+from chroma_plugin.engine.frames import Frames
 from chroma_plugin.engine.parts import Parts, load_parts
 from chroma_plugin.engine.runner import Runner
 from chroma_plugin.engine.transcripts import Transcripts
@@ -57,6 +59,7 @@ class EngineStats:
         voice_bytes: what the voices kept ready take.
         transcripts: user turns that were written down so far.
         transcripts_waiting: those that are in line for it, or in work.
+        steps: how long the steps took.
     """
 
     sessions: int
@@ -77,6 +80,7 @@ class EngineStats:
     voice_bytes: int = 0
     transcripts: int = 0
     transcripts_waiting: int = 0
+    steps: StepTotals = field(default_factory=StepTotals)
 
 
 class Engine:
@@ -208,7 +212,8 @@ class Engine:
         runner: Runner | None = getattr(worker, "runner", None)
         voices: VoiceShelf | None = getattr(worker, "voices", None)
         transcripts: Transcripts | None = getattr(worker, "transcripts", None)
-        if runner is None or voices is None or transcripts is None:  # it ended just now
+        frames: Frames | None = getattr(worker, "frames", None)
+        if not (runner and frames) or voices is None or transcripts is None:  # it ended just now
             raise worker.refusal or EngineClosed("The engine is closed; make a new one.")
         speaking = len(scheduler.speaking)
         return EngineStats(
@@ -230,6 +235,7 @@ class Engine:
             voice_bytes=voices.nbytes,
             transcripts=transcripts.made,
             transcripts_waiting=len(transcripts),
+            steps=frames.tally.totals(),
         )
 
     def _live_worker(self) -> Worker:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chroma_plugin.engine.call import Call
-from chroma_plugin.engine.clock import PartClock
+from chroma_plugin.engine.clock import PartClock, StepTally
 from chroma_plugin.engine.runner import Runner, StepResult
 from chroma_plugin.engine.scheduler import URGENT_S, Scheduler, Slot, Ticket
 from chroma_plugin.engine.utterance import Utterance
@@ -66,6 +66,7 @@ class Frames:
     def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
         self._runner, self._scheduler = runner, scheduler
         self.observe: Callable[[StepTimes], None] | None = None  # for measurements
+        self.tally = StepTally()
         self._flights: deque[_Flight] = deque()
         self._newest: _Flight | None = None  # its rows have frames that wait for the codec
         self._before: PartClock | None = None  # of the step that was looked at last
@@ -126,8 +127,9 @@ class Frames:
         """Hands each row its share, and frees the rows of replies that have ended."""
         result = flight.result
         result.wait()
-        self._note(flight)
+        landed_s = time.perf_counter()
         codes, tokens, parts = result.codes.tolist(), result.tokens.tolist(), result.clock.read()
+        self._note(flight, landed_s, parts)
         slots = self._speaking(flight)
         ended: dict[int, EndReason] = {}
         for slot in slots:
@@ -149,10 +151,12 @@ class Frames:
             if slot.row in ended:
                 self._end(slot, ended[slot.row])
 
-    def _note(self, flight: _Flight) -> None:
-        landed_s, clock, before = time.perf_counter(), flight.result.clock, self._before
+    def _note(self, flight: _Flight, landed_s: float, parts: dict[str, float]) -> None:
+        clock, before = flight.result.clock, self._before
+        ms = (landed_s - max(flight.launched_s, self._landed_s)) * 1000
+        self.tally.add(ms)
+        self.tally.spend(parts)
         if self.observe is not None:
-            ms = (landed_s - max(flight.launched_s, self._landed_s)) * 1000
             self.observe(StepTimes(flight.batch, ms, clock.gap_ms(before) if before else None))
         self._before, self._landed_s = clock, landed_s
 
@@ -171,8 +175,10 @@ class Frames:
             return
         clock = self._runner.new_clock()
         flight.result.audio = self._runner.decode_rest(flight.batch, clock)
+        parts = clock.read()
+        self.tally.spend(parts)
         for slot in self._speaking(flight):
-            for part, ms in clock.read().items():
+            for part, ms in parts.items():
                 reply_of(slot.ticket).spend(part, ms)
         self._hand_out(flight, ended or {})
 

@@ -150,10 +150,11 @@ class Runner:
     # -- between steps -----------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prepare_voice(self, voice: Voice) -> ReadyVoice:
-        """Encodes a voice and runs the backbone over its prompt, once for all of its replies."""
+    def prepare_voice(self, voice: Voice, codes: Tensor | None = None) -> ReadyVoice:
+        """Encodes a voice, unless its codes are known, and runs the backbone over its prompt, once
+        for all of its replies."""
         prompt = self.model.voice_prompt(
-            self.prompt.encode(voice.transcript), torch.tensor(voice.samples)
+            self.prompt.encode(voice.transcript), torch.tensor(voice.samples), codes
         )
         length = len(prompt.embeds)
         prefix = KVCache.empty(self.model.config.backbone, 1, length, prompt.embeds)

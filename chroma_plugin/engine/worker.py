@@ -30,7 +30,7 @@ from chroma_plugin.engine.scheduler import Move, Scheduler, Ticket
 from chroma_plugin.engine.seats import Seats
 from chroma_plugin.engine.transcripts import Transcripts
 from chroma_plugin.engine.utterance import Emit, Utterance
-from chroma_plugin.engine.voices import VoiceShelf
+from chroma_plugin.engine.voices import VoiceShelf, codec_identity
 from chroma_plugin.errors import (
     ChromaError,
     ConfigError,
@@ -146,7 +146,8 @@ class Worker:
             self.runner = self._new_runner()
             self.frames = Frames(self.runner, self.scheduler)
             self.transcripts = Transcripts(self.runner)
-            self.voices = VoiceShelf(self.runner, self.config)
+            codec = codec_identity(self.parts.model.codec)
+            self.voices = VoiceShelf(self.runner, self.config, codec, self.post)
             self._warm_up()
         except BaseException as error:
             self.closed = True

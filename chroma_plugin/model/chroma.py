@@ -73,14 +73,18 @@ class ChromaModel(nn.Module):
         return embeds
 
     @torch.inference_mode()
-    def voice_prompt(self, transcript_ids: list[int], samples: Tensor) -> VoicePrompt:
+    def voice_prompt(
+        self, transcript_ids: list[int], samples: Tensor, codes: Tensor | None = None
+    ) -> VoicePrompt:
         """Encodes a reference clip and lays it out.
 
         Args:
             transcript_ids: tokens of what is said in it.
             samples: float32 `[n]`, mono, 24 kHz.
+            codes: int64 `[K, P]`, what this codec made of the samples before; None: not known.
         """
-        codes = self.codec.encode(samples.to(self.device)[None, None])[0]  # [K, P]
+        if codes is None:
+            codes = self.codec.encode(samples.to(self.device)[None, None])[0]
         start, end = self.embed_tokens([self.config.text_start, self.config.text_end])
         embeds = lay_out_voice(
             self.embed_tokens(transcript_ids),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from fastapi import Depends, Security, params
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chroma_plugin.server.settings import SCOPES, ServerConfig
 from chroma_plugin.server.settings import Scope as KeyScope
-from chroma_plugin.server.settings import ServerConfig
 
 BROWSER_KEY = "openai-insecure-api-key."
 """How a page gives its key, as it can set no header of a WebSocket: as a subprotocol."""
+
+
+MAX_FORMS = 8
+"""Uploads at the same time: each may take `max_upload_bytes` of the disk until it is decoded."""
 
 
 class Refusal(Exception):
@@ -73,20 +80,48 @@ class Needs:
             raise refused
 
 
-class BodyLimit:
-    """ASGI middleware: no request holds more than so many bytes, whatever its header says."""
+def needs(config: ServerConfig, scope: KeyScope) -> list[params.Depends]:
+    """The dependencies of a route that needs a key, and says so where there are keys."""
+    key = HTTPBearer(scheme_name="key", description=f"An API key that opens {scope!r}.")
+    key.auto_error = False  # `Needs` refuses, in the form of all refusals
+    known = [Security(key)] if config.api_keys else []
+    return [Depends(Needs(config, scope)), *known]
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
-        self._app, self._limit = app, limit_bytes
+
+class BodyLimit:
+    """ASGI middleware: nobody without a key sends a body, no body has more than so many bytes,
+    whatever its header says, and only a few forms are on their way at the same time.
+
+    FastAPI takes a form in before it asks who sends it, so this comes before.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app, self._config, self._limit = app, config, config.max_upload_bytes
+        self._forms = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
-            await self._refuse(scope, receive, send)
-            return
+        headers = Headers(scope=scope)
+        refused = [refusal(self._config, headers, one) for one in SCOPES]
+        length = headers.get("content-length", "")
+        is_form = headers.get("content-type", "").startswith("multipart/")
+        if (stranger := refused[0]) is not None and None not in refused:
+            await _answer(stranger, scope, receive, send)
+        elif length.isdigit() and int(length) > self._limit:
+            await _answer(self._too_big, scope, receive, send)
+        elif is_form and self._forms >= MAX_FORMS:
+            busy = Refusal(503, "too_many_uploads", "Too many uploads at once; try again later.")
+            await _answer(busy, scope, receive, send)
+        else:
+            self._forms += is_form
+            try:
+                await self._count(scope, receive, send)
+            finally:
+                self._forms -= is_form
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
         received, answering = 0, False
 
         async def counted() -> Message:
@@ -109,15 +144,17 @@ class BodyLimit:
             if answering:
                 raise
         if received > self._limit and not answering:
-            await self._refuse(scope, receive, send)
+            await _answer(self._too_big, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        from starlette.responses import JSONResponse
+    @property
+    def _too_big(self) -> Refusal:
+        return Refusal(413, "request_too_big", f"A request may hold {self._limit} bytes.")
 
-        message = f"A request may hold {self._limit} bytes."
-        too_big = Refusal(413, "request_too_big", message)
-        headers = {"connection": "close"}
-        await JSONResponse(too_big.body, too_big.status, headers)(scope, receive, send)
+
+async def _answer(refused: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without the body, which is still on its way."""
+    headers = {"connection": "close"} | ({"retry-after": "1"} if refused.status == 503 else {})
+    await JSONResponse(refused.body, refused.status, headers)(scope, receive, send)
 
 
 class _TooMuch(Exception):

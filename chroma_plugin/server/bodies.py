@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -17,14 +18,26 @@ class State(BaseModel):
     status: str
 
 
+class SessionState(BaseModel):
+    """A connection that talks."""
+
+    id: str
+    seconds: float
+    state: Literal["opening", "waiting", "hearing", "speaking"]
+    replies: int
+    interruptions: int
+    first_audio_ms: float | None
+
+
 class PoolState(BaseModel):
-    """Conversations: places, and what the engine says of itself."""
+    """Conversations: places, those that are open, and what the engine says of itself."""
 
     status: str
     slots: int
     used: int
     free: int
     engine: dict[str, Any]
+    sessions: list[SessionState]
 
 
 class Model(BaseModel):
@@ -63,6 +76,7 @@ class VoiceBody(BaseModel):
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
+    type: Literal["audio_sample"] = "audio_sample"
     name: str
     created_at: int
     consent: str | None
@@ -108,10 +122,19 @@ class ConsentBody(BaseModel):
 
 
 class Consents(BaseModel):
-    """All of them."""
+    """Some of them, and whether there are more."""
 
     object: Literal["list"] = "list"
     data: list[ConsentBody]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, consents: Sequence[Consent], *, has_more: bool) -> Consents:
+        data = [ConsentBody.of(consent) for consent in consents]
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data=data, first_id=first, last_id=last, has_more=has_more)
 
 
 class Deleted(BaseModel):
@@ -132,12 +155,12 @@ class SpeechRequest(BaseModel):
     """What is to be said, in OpenAI's form of text to speech."""
 
     model: str = Field(default="chroma", max_length=MAX_ID)
-    input: Annotated[str, Field(min_length=1, max_length=4096)]
+    input: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"[^\s\x00-\x1f]")]
     voice: Annotated[str, Field(min_length=1, max_length=MAX_ID)] | VoiceChoice | None = None
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     instructions: str | None = Field(default=None, max_length=MAX_TEXT)
     speed: float = Field(default=1.0, ge=1.0, le=1.0)
-    stream_format: Literal["audio"] = "audio"
+    stream_format: Literal["audio", "sse"] = "audio"
 
     @property
     def voice_name(self) -> str | None:

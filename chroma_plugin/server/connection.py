@@ -6,18 +6,20 @@ import asyncio
 import json
 import logging
 import time
+import traceback
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from chroma_plugin.errors import ChromaError
 from chroma_plugin.server import events
 from chroma_plugin.server.limits import Bucket
-from chroma_plugin.server.realtime import Realtime, Surroundings, error_event
+from chroma_plugin.server.realtime import Realtime
 from chroma_plugin.server.settings import ServerConfig
+from chroma_plugin.server.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
-POLICY, TOO_BIG, TRY_LATER, GOING_AWAY = 1008, 1009, 1013, 1001
+POLICY, TOO_BIG, BROKEN, TRY_LATER, GOING_AWAY = 1008, 1009, 1011, 1013, 1001
 """Close codes of RFC 6455."""
 FAREWELL_S = 5.0
 """So long the last events may take on their way to a client that is hung up."""
@@ -29,6 +31,11 @@ class Ending(Exception):
     def __init__(self, close_code: int, error: events.Event | None) -> None:
         super().__init__(close_code)
         self.close_code, self.error = close_code, error
+
+    @property
+    def why(self) -> str:
+        """The code of that error; there is none for who does not read what is sent."""
+        return "slow_reader" if self.error is None else str(self.error["error"]["code"])
 
 
 class Connection:
@@ -53,6 +60,7 @@ class Connection:
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue()
         self._unsent_bytes = 0
         self._slow = asyncio.Event()
+        self.ended_by = "client"  # or why the server did
         self._ends_s = time.monotonic() + config.max_session_s
         self.realtime = Realtime(surroundings, self._send, max_reply_s=max_reply_s)
 
@@ -63,7 +71,7 @@ class Connection:
         try:
             await self._talk(writer)
         except Ending as ending:
-            close_code = ending.close_code
+            close_code, self.ended_by = ending.close_code, ending.why
             if ending.error is not None:
                 self._send(ending.error)
         except WebSocketDisconnect:
@@ -78,7 +86,7 @@ class Connection:
         try:
             await self.realtime.start()
         except ChromaError as error:
-            raise Ending(TRY_LATER, error_event(error)) from error
+            raise Ending(TRY_LATER, events.failure(error)) from error
         slow = asyncio.create_task(self._slow.wait())
         try:
             while True:
@@ -112,7 +120,15 @@ class Connection:
             raise Ending(
                 POLICY, events.error("rate_limit_exceeded", "Too many events; send fewer.")
             )
-        await self.realtime.handle(text)
+        try:
+            await self.realtime.handle(text)
+        except Exception as error:  # a mistake of ours; its message may hold what a user said
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("an event broke a connection: %s\n%s", type(error).__name__, where)
+            broken = events.error(
+                "internal_error", "The server made a mistake; reconnect.", kind="server_error"
+            )
+            raise Ending(BROKEN, broken) from None
 
     def _too_late(self, left_s: float) -> Ending:
         if left_s <= self._config.idle_s:

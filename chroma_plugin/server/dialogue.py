@@ -75,6 +75,12 @@ class Dialogue:
         self._heard.clear()
         self._heard_samples = self._told_samples = 0
 
+    def forget_all_but(self, seconds: float) -> None:
+        """Takes back what was heard since the last commit, but for the last of it."""
+        kept = np.concatenate([np.zeros(0, np.float32), *self._heard])
+        self.forget()
+        self.hear(kept[-round(seconds * INPUT_RATE_HZ) :])
+
     def commit(self, item: Item) -> str | None:
         """Makes what was heard a message.
 
@@ -121,13 +127,9 @@ class Dialogue:
         """Takes a message out.
 
         Raises:
-            ProtocolError: there is none of that id, or it is being spoken.
+            ProtocolError: there is none of that id.
         """
-        item = self.items.get(item_id)
-        if item.status == "in_progress":
-            raise ProtocolError(
-                "item_in_progress", "The item is still spoken; cancel its response.", "item_id"
-            )
+        item = self.items.get(item_id, code="item_delete_invalid_item_id")
         if item in self._waiting:
             self._waiting.remove(item)
         elif self._is_newest_reply(item):
@@ -158,8 +160,8 @@ class Dialogue:
         whole = len(kept) == len(item.pieces)
         item.pieces = kept
         item.text, _ = add_up(kept)
-        if whole and item.status == "completed":
-            return
+        if whole and item.status != "in_progress":
+            return  # the session has cut it there itself, and knows tokens without text, too
         if not self._is_newest_reply(item):
             self._stale = True
         elif kept:

@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from chroma_plugin.errors import AudioError, ChromaError, ConfigError, EngineBusy, VoiceError
+
 Event = dict[str, Any]
 
 
@@ -56,6 +58,21 @@ def error(
     return event("error", error=about, chroma=chroma)
 
 
+def failure(reason: ChromaError, event_id: str | None = None) -> Event:
+    """What a client is told when the engine, or a setting, is the reason."""
+    theirs = isinstance(reason, AudioError | ConfigError | VoiceError)
+    code = "invalid_value" if theirs else "server_error"
+    if isinstance(reason, EngineBusy):
+        code = "server_overloaded"
+    return error(
+        code,
+        str(reason),
+        kind="invalid_request_error" if theirs else "server_error",
+        event_id=event_id,
+        chroma={"error": type(reason).__name__},
+    )
+
+
 # -- what the user says ----------------------------------------------------------------------
 
 
@@ -67,6 +84,15 @@ def speech_started(item_id: str, start_ms: float) -> Event:
 
 def speech_stopped(item_id: str, end_ms: float) -> Event:
     return event("input_audio_buffer.speech_stopped", item_id=item_id, audio_end_ms=round(end_ms))
+
+
+def timeout_triggered(item_id: str, start_ms: float, end_ms: float) -> Event:
+    return event(
+        "input_audio_buffer.timeout_triggered",
+        item_id=item_id,
+        audio_start_ms=round(start_ms),
+        audio_end_ms=round(end_ms),
+    )
 
 
 def audio_committed(item_id: str, previous: str | None) -> Event:

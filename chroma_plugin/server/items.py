@@ -17,6 +17,8 @@ from chroma_plugin.session import MIN_TURN_MS
 
 MAX_ITEMS = 2_000
 """Of one conversation; more are refused."""
+MAX_HELD_BYTES = 32 << 20
+"""Of texts, and of sound that no session has heard yet: eight minutes of it. More is refused."""
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +62,11 @@ class Item:
         elif heard_ms <= 0:
             self.text = ""
         self.audio_ms = min(self.audio_ms, heard_ms)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes here: its text, and its sound until a session has it."""
+        return 4 * len(self.text or "") + (0 if self.samples is None else self.samples.nbytes)
 
     @property
     def message(self) -> Message | None:
@@ -119,9 +126,17 @@ class Items:
                 "conversation_too_long",
                 f"The conversation has {MAX_ITEMS} items; delete some, or open another one.",
             )
+        if item.held_bytes + sum(other.held_bytes for other in self._items) > MAX_HELD_BYTES:
+            raise ProtocolError(
+                "conversation_too_long",
+                f"The conversation's texts, and sound that waits to be heard, take more than "
+                f"{MAX_HELD_BYTES >> 20} MiB; delete some, or open another one.",
+            )
         if any(other.id == item.id for other in self._items):
             raise ProtocolError(
-                "item_id_taken", f"The conversation has an item {item.id!r}.", "item.id"
+                "item_create_duplicate_item_id",
+                f"The conversation has an item {item.id!r}.",
+                "item.id",
             )
         place = len(self._items)
         if after == "root":
@@ -131,8 +146,14 @@ class Items:
         self._items.insert(place, item)
         return self._items[place - 1].id if place else None
 
-    def get(self, item_id: str, param: str = "item_id") -> Item:
+    def get(self, item_id: str, param: str = "item_id", code: str = "item_not_found") -> Item:
         """The message of that id.
+
+        Args:
+            item_id: the id.
+            param: where it stands in the event.
+            code: the protocol's word for it that there is none, which is another one for each
+                event; clients know some of them.
 
         Raises:
             ProtocolError: there is none.
@@ -140,9 +161,7 @@ class Items:
         for item in reversed(self._items):
             if item.id == item_id:
                 return item
-        raise ProtocolError(
-            "item_not_found", f"The conversation has no item {item_id[:60]!r}.", param
-        )
+        raise ProtocolError(code, f"The conversation has no item {item_id[:60]!r}.", param)
 
     def labelled(self, role: Role, label: int) -> Item | None:
         """The newest message of that role that the client knows by its own number."""

@@ -82,8 +82,9 @@ class OutOfBand:
         observe: Callable[[Outcome], None],
     ) -> None:
         try:
-            observe(await response.run(stream))
+            await response.run(stream)
         finally:
+            observe(response.outcome)
             self._sessions.discard(session)
             await session.aclose()
 

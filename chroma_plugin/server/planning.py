@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from chroma_plugin.server.items import Item
-from chroma_plugin.server.protocol import ResponseConfig, validated
+from chroma_plugin.conversation import Message
+from chroma_plugin.server.items import Item, Items
+from chroma_plugin.server.protocol import ItemReference, NewItem, ResponseConfig, validated
 from chroma_plugin.server.response import AUDIO_TOKENS_PER_SECOND, CHARS_PER_TOKEN, Plan
 from chroma_plugin.server.session_config import Audio, SessionConfig
 
@@ -39,6 +40,30 @@ def plan_of(
         out_of_band=wanted.conversation == "none",
         input_tokens=read,
     )
+
+
+def context_of(
+    wanted: ResponseConfig, items: Items, new_item: Callable[[NewItem], Item]
+) -> list[Message]:
+    """What an out-of-band reply is an answer to.
+
+    Args:
+        wanted: what was asked for; without an `input` it is the conversation.
+        items: the conversation.
+        new_item: makes messages of what came with the request.
+
+    Raises:
+        ProtocolError: it refers to an item that is not there, or one of its own cannot be used.
+    """
+    chosen = list(items)
+    if wanted.input is not None:
+        chosen = [
+            items.get(part.id, "response.input")
+            if isinstance(part, ItemReference)
+            else new_item(part)
+            for part in wanted.input
+        ]
+    return [message for message in (item.message for item in chosen) if message is not None]
 
 
 def input_tokens(items: Iterable[Item]) -> tuple[int, int]:

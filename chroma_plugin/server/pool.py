@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
-from chroma_plugin.errors import ChromaError
+from chroma_plugin.errors import ChromaError, EngineFailed
 from chroma_plugin.session import SpeechEngine
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,24 @@ class Pool:
 
     @property
     def status(self) -> Status:
-        if self._failed:
+        if self._failed or self._dead:
             return "failed"
         if not self._started:
             return "loading"
         if self.draining:
             return "draining"
         return "full" if self.used >= self.slots else "ready"
+
+    @property
+    def _dead(self) -> bool:
+        """The engine runs no more; it says so when its figures are asked for."""
+        try:
+            getattr(self._engine, "stats", None)
+        except EngineFailed:
+            return True
+        except ChromaError:  # not started, or closed
+            return False
+        return False
 
     def take(self) -> bool:
         """Takes a place; False if there is none."""

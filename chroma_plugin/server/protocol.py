@@ -19,6 +19,8 @@ Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Modality = Literal["audio", "text"]
 TokenLimit = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
+ToolChoice = Literal["auto", "none", "required"]
+"""There are no tools, so that it makes no difference."""
 Metadata = Annotated[
     dict[
         Annotated[str, Field(max_length=64)],
@@ -107,7 +109,7 @@ class ResponseExtras(Fields):
 class ResponseConfig(Fields):
     """What one reply is to be; what is None is as in the session."""
 
-    conversation: Literal["auto", "none"] = "auto"
+    conversation: Literal["auto", "none"] | None = "auto"
     instructions: Text | None = None
     output_modalities: list[Modality] | None = Field(default=None, min_length=1, max_length=1)
     max_output_tokens: TokenLimit | None = None
@@ -115,7 +117,7 @@ class ResponseConfig(Fields):
     input: list[NewItem | ItemReference] | None = Field(default=None, max_length=256)
     audio: dict[str, Any] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: ToolChoice | None = None
     prompt: None = None
     chroma: ResponseExtras = ResponseExtras()
 
@@ -206,11 +208,11 @@ class ResponseCancel(ClientEvent):
     response_id: Id | None = None
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """The type of an event, and its fields.
+def parse(text: str) -> dict[str, Any]:
+    """The fields of an event.
 
     Raises:
-        ProtocolError: no JSON object, or one without a type.
+        ProtocolError: no JSON object.
     """
     try:
         event = json.loads(text)
@@ -218,12 +220,21 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise ProtocolError("invalid_json", "The message is not JSON; send one event.") from None
     if not isinstance(event, dict):
         raise ProtocolError("invalid_json", "The message is not a JSON object; send one event.")
-    kind = event.get("type")
+    return event
+
+
+def kind_of(fields: dict[str, Any]) -> str:
+    """The type of an event.
+
+    Raises:
+        ProtocolError: it has none.
+    """
+    kind = fields.get("type")
     if not isinstance(kind, str):
         raise ProtocolError(
             "missing_required_parameter", "The event has no type: a string.", "type"
         )
-    return kind, event
+    return kind
 
 
 def validated(model: type[Model], fields: dict[str, Any], owner: str = "") -> Model:
@@ -242,7 +253,7 @@ def validated(model: type[Model], fields: dict[str, Any], owner: str = "") -> Mo
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     reason = first["msg"]
     if first["type"] in ("none_required", "too_long") and param.endswith(
-        ("tools", "prompt", "noise_reduction", "idle_timeout_ms")
+        ("tools", "prompt", "noise_reduction")
     ):
         code, reason = "unsupported_parameter", "it is not supported here; leave it out"
     raise ProtocolError(code, f"{param or 'the event'}: {reason}.", param or None)

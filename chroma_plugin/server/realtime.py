@@ -9,55 +9,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from chroma_plugin.audio import INPUT_RATE_HZ
 from chroma_plugin.config import SamplingParams
 from chroma_plugin.conversation import Message
-from chroma_plugin.errors import AudioError, ChromaError, ConfigError, EngineBusy, VoiceError
+from chroma_plugin.errors import ChromaError
 from chroma_plugin.reply import ReplyStream
 from chroma_plugin.server import events, protocol
 from chroma_plugin.server.dialogue import Dialogue
-from chroma_plugin.server.ear import Ear
+from chroma_plugin.server.ear import KEPT_S, Ear, EarEvent, Idle, Lull
 from chroma_plugin.server.items import Item, audio_bytes, item_of
 from chroma_plugin.server.limits import Bucket
+from chroma_plugin.server.logs import about
 from chroma_plugin.server.out_of_band import OutOfBand
-from chroma_plugin.server.planning import input_tokens, plan_of
+from chroma_plugin.server.planning import context_of, input_tokens, plan_of
 from chroma_plugin.server.protocol import ProtocolError
-from chroma_plugin.server.response import CancelReason, Outcome, Response
-from chroma_plugin.server.session_config import SessionConfig
-from chroma_plugin.server.turns import Speech, SpeechStarted, TurnEvent, VoiceActivity
-from chroma_plugin.server.voicing import Voicing
+from chroma_plugin.server.response import CancelReason, Response
+from chroma_plugin.server.session_config import SemanticVad, SessionConfig
+from chroma_plugin.server.surroundings import Surroundings
+from chroma_plugin.server.timeline import Timeline, now_s
+from chroma_plugin.server.turns import Speech, SpeechPaused, SpeechStarted
 from chroma_plugin.server.writing import Writing
-from chroma_plugin.session import Session, SpeechEngine
+from chroma_plugin.session import MIN_TURN_MS, Session
 
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 5.0
 """A reply that was cancelled tells its end within that, or is not waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a conversation is given by its server.
-
-    Attributes:
-        engine: opens the sessions.
-        model: its name.
-        voicing: finds voices by their names.
-        new_vad: makes what tells speech from other sound.
-        max_turn_s: what is said beyond it in one turn is not heard.
-        max_audio_rate: audio that may come, in seconds a second.
-        observe: is told how each reply went.
-    """
-
-    engine: SpeechEngine
-    model: str
-    voicing: Voicing
-    new_vad: Callable[[], VoiceActivity]
-    max_turn_s: float = 60.0
-    max_audio_rate: float = 4.0
-    observe: Callable[[Outcome], None] = lambda outcome: None
 
 
 class Realtime:
@@ -86,9 +67,12 @@ class Realtime:
         self._ear = Ear(surroundings.new_vad)
         self._audio = Bucket(surroundings.max_audio_rate, 60.0 * surroundings.max_audio_rate)
         self._turn_item: Item | None = None  # the turn that VAD hears
+        self._timeline = Timeline()  # of the turn that no reply was asked for yet
+        self._heard_s = now_s()  # when the newest piece of sound came
         self._active: Response | None = None
         self._tasks = set[asyncio.Task[None]]()
         self._task: asyncio.Task[None] | None = None  # the active response's
+        self._greeted = False
 
     async def start(self) -> None:
         """Opens the session behind it and greets the client.
@@ -100,16 +84,26 @@ class Realtime:
         self._dialogue = Dialogue(self._open, session, self._around.max_turn_s)
         self._writing = Writing(self._dialogue, self._send)
         self._out_of_band = OutOfBand(self._open)
-        self._configure_ear()
+        await self._configure_ear()
+        self._greeted = True
         self._send(events.session_created(self._as_event()))
+
+    def state(self) -> Literal["opening", "waiting", "hearing", "speaking"]:
+        """What goes on in it; it hears if its turn detection says so."""
+        if self._active is not None:
+            return "speaking"
+        if self._ear.in_turn:
+            return "hearing"
+        return "waiting" if self._greeted else "opening"
 
     async def handle(self, text: str) -> None:
         """Does what an event asks for; what cannot be done becomes an `error` event."""
         event_id: str | None = None
         try:
-            kind, fields = protocol.parse(text)
+            fields = protocol.parse(text)
             given_id = fields.get("event_id")
             event_id = given_id[:512] if isinstance(given_id, str) else None
+            kind = protocol.kind_of(fields)
             if kind not in HANDLERS:
                 raise ProtocolError(
                     "invalid_value",
@@ -122,7 +116,7 @@ class Realtime:
         except ProtocolError as error:
             self._complain(error, event_id)
         except ChromaError as error:
-            self._send(error_event(error, event_id))
+            self._send(events.failure(error, event_id))
 
     async def aclose(self) -> None:
         """Ends the conversation and all that works for it."""
@@ -145,7 +139,7 @@ class Realtime:
             voice = await self._around.voicing.find(name, "session.audio.output.voice")
         self._voice, self._voice_name = voice, name or voice.name
         self.config, self._sampling = config, sampling
-        self._configure_ear()
+        await self._configure_ear()
         self._send(events.session_updated(self._as_event()))
 
     # -- client events: what the user says ---------------------------------------------------
@@ -159,6 +153,7 @@ class Realtime:
                 "Append it as it is recorded.",
                 "audio",
             )
+        self._heard_s = now_s()
         for turn_event in self._ear.push(data):
             await self._hear(turn_event)
 
@@ -175,10 +170,18 @@ class Realtime:
         self._turn_item = None
         self._send(events.audio_cleared())
 
-    async def _hear(self, event: TurnEvent) -> None:
+    async def _hear(self, event: EarEvent) -> None:
         turns = self.config.audio.input.turn_detection
         if isinstance(event, Speech):
             self._dialogue.hear(event.samples)
+        elif isinstance(event, SpeechPaused):
+            if await self._around.judge.complete(event.samples):
+                self._ear.end_turn()
+        elif isinstance(event, Lull):
+            self._dialogue.forget_all_but(KEPT_S)
+        elif isinstance(event, Idle):
+            if self._active is None:
+                await self._end_silence(event)
         elif isinstance(event, SpeechStarted):
             self._turn_item = Item("user")
             self._send(events.speech_started(self._turn_item.id, event.start_ms))
@@ -186,18 +189,36 @@ class Realtime:
                 await self._stop("turn_detected")
         else:
             item, self._turn_item = self._turn_item or Item("user"), None
+            self._timeline = Timeline()
+            self._timeline.mark("speech_end", self._heard_s - event.silence_ms / 1000)
             self._send(events.speech_stopped(item.id, event.end_ms))
-            try:
-                self._commit(item)
-                if turns is not None and turns.create_response:
-                    await self._respond(protocol.ResponseConfig())
-            except ProtocolError as error:  # what is left of the piece is still to be heard
-                self._complain(error, None)
-            except ChromaError as error:
-                self._send(error_event(error))
+            await self._end_turn(item, answer=turns is not None and turns.create_response)
+
+    async def _end_silence(self, idle: Idle) -> None:
+        """The user says nothing: Chroma is asked to go on, with the silence as the user's turn."""
+        item = Item("user")
+        self._send(events.timeout_triggered(item.id, idle.start_ms, idle.end_ms))
+        least = np.zeros(round(MIN_TURN_MS * INPUT_RATE_HZ / 1000), np.float32)
+        self._dialogue.hear(np.concatenate([least, idle.samples]))
+        await self._end_turn(item, answer=True)
+
+    async def _end_turn(self, item: Item, *, answer: bool) -> None:
+        """Commits a turn that the server found; what fails ends nothing else."""
+        try:
+            self._commit(item)
+            if answer:
+                await self._respond(protocol.ResponseConfig())
+        except ProtocolError as error:  # what is left of the piece is still to be heard
+            self._complain(error, None)
+        except ChromaError as error:
+            self._send(events.failure(error))
 
     def _commit(self, item: Item) -> None:
         previous = self._dialogue.commit(item)
+        if self._timeline.at("commit") is not None:  # and nobody asked for a reply to that one
+            self._timeline = Timeline()
+        self._timeline.mark("commit")
+        self._timeline.turn, self._timeline.user_audio_ms = item.id, item.audio_ms
         self._send(events.audio_committed(item.id, previous))
         self._send(events.item_added(item.as_event(), previous))
         self._send(events.item_done(item.as_event(), previous))
@@ -214,7 +235,7 @@ class Realtime:
 
     async def item_retrieve(self, event: protocol.ItemRetrieve) -> None:
         if event.chroma is None:
-            item = self._dialogue.items.get(event.item_id)
+            item = self._dialogue.items.get(event.item_id, code="item_retrieve_invalid_item_id")
             self._send(events.item_retrieved(item.as_event()))
         elif event.chroma.transcribe:
             self._writing.begin_labelled(event.chroma.turn)
@@ -222,6 +243,8 @@ class Realtime:
             self._writing.cancel_labelled(event.chroma.turn)
 
     async def item_delete(self, event: protocol.ItemDelete) -> None:
+        if self._active is not None and self._active.item.id == event.item_id:
+            await self._stop("client_cancelled")
         self._dialogue.delete(event.item_id)
         self._send(events.item_deleted(event.item_id))
 
@@ -262,7 +285,7 @@ class Realtime:
         await self._stop("client_cancelled")
 
     async def _respond(self, wanted: protocol.ResponseConfig) -> None:
-        apart = wanted.conversation == "none"
+        apart, asked_s = wanted.conversation == "none", now_s()
         if not apart and self._active is not None:
             raise ProtocolError(
                 "conversation_already_has_active_response",
@@ -288,8 +311,14 @@ class Realtime:
         instructions = wanted.instructions or self.config.instructions
         added = wanted.chroma.add_instructions
         if apart:
-            session = await self._out_of_band.open(self._context(wanted))
-            response = Response(plan, self._send, lambda item: None, session.cancel)
+            session = await self._out_of_band.open(
+                context_of(wanted, self._dialogue.items, self._new_item)
+            )
+            timeline = Timeline()
+            timeline.mark("asked", asked_s)
+            response = Response(
+                plan, self._send, lambda item: None, session.cancel, timeline=timeline
+            )
             session.update(voice=voice, sampling=sampling)
             observe = self._around.observe
             await self._out_of_band.begin(response, session, instructions, added, observe)
@@ -300,16 +329,25 @@ class Realtime:
         stream = self._dialogue.respond(
             instructions=instructions, added=added, say=wanted.chroma.say
         )
-        response = Response(plan, self._send, self._dialogue.items.add, session.cancel)
+        timeline, self._timeline = self._timeline, Timeline()
+        timeline.mark("asked", asked_s)
+        response = Response(
+            plan, self._send, self._dialogue.items.add, session.cancel, timeline=timeline
+        )
         response.announce()
         self._active = response
         self._task = self._spawn(self._run(response, stream))
 
     async def _run(self, response: Response, stream: ReplyStream) -> None:
+        heard_ms = self._ear.heard_ms
         try:
-            self._around.observe(await response.run(stream))
+            with about(turn=response.timeline.turn, response=response.id):
+                await response.run(stream)
+            if response.outcome.cancelled_by is None:
+                self._ear.quiet_from(heard_ms + response.item.audio_ms)
         finally:
             self._active = None
+            self._around.observe(response.outcome)
         self._dialogue.follow()
         self._writing.follow()
 
@@ -318,19 +356,6 @@ class Realtime:
         if self._active is not None and self._task is not None:
             self._active.cancel(why)
             await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
-
-    def _context(self, wanted: protocol.ResponseConfig) -> list[Message]:
-        """What an out-of-band reply is an answer to."""
-        if wanted.input is None:
-            items = list(self._dialogue.items)
-        else:
-            items = [
-                self._dialogue.items.get(part.id, "response.input")
-                if isinstance(part, protocol.ItemReference)
-                else self._new_item(part)
-                for part in wanted.input
-            ]
-        return [m for m in (item.message for item in items) if m is not None]
 
     # -- what stands behind it ---------------------------------------------------------------
 
@@ -343,8 +368,10 @@ class Realtime:
             max_reply_s=self._max_reply_s,
         )
 
-    def _configure_ear(self) -> None:
-        self._ear.configure(self.config.input_wire, self.config.audio.input.turn_detection)
+    async def _configure_ear(self) -> None:
+        turns = self.config.audio.input.turn_detection
+        judged = isinstance(turns, SemanticVad) and await self._around.judge.ready()
+        self._ear.configure(self.config.input_wire, turns, judged=judged)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -364,21 +391,6 @@ class Realtime:
         session["audio"]["output"]["voice"] = self._voice_name
         del session["audio"]["input"]["noise_reduction"]
         return {"id": self.id, "object": "realtime.session", "model": self._around.model} | session
-
-
-def error_event(error: ChromaError, event_id: str | None = None) -> events.Event:
-    """What a client is told when the engine, or a setting, is the reason."""
-    theirs = isinstance(error, AudioError | ConfigError | VoiceError)
-    code = "invalid_value" if theirs else "server_error"
-    if isinstance(error, EngineBusy):
-        code = "server_overloaded"
-    return events.error(
-        code,
-        str(error),
-        kind="invalid_request_error" if theirs else "server_error",
-        event_id=event_id,
-        chroma={"error": type(error).__name__},
-    )
 
 
 Handler = Callable[[Realtime, Any], Awaitable[None]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from chroma_plugin.server.events import Event, new_id
 from chroma_plugin.server.formats import Encoder, WireFormat
 from chroma_plugin.server.items import Item
 from chroma_plugin.server.protocol import Modality, ProtocolError
+from chroma_plugin.server.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,23 @@ class Plan:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a reply went, for whoever measures; times in seconds by the server's clock."""
+    """How a reply went, for whoever measures.
 
+    Attributes:
+        id: of the reply.
+        timeline: when what happened.
+        status: the protocol's word for its end; `abandoned` if its client was gone before that.
+        done: the engine's account of it; None if it failed or was abandoned.
+        error: why it failed, or None.
+        cancelled_by: what stopped it, or None.
+    """
+
+    id: str
+    timeline: Timeline
     status: str = "in_progress"
-    first_audio_s: float | None = None
-    total_s: float = 0.0
     done: TurnDone | None = None
     error: ChromaError | None = None
-    interrupted: bool = False
+    cancelled_by: CancelReason | None = None
 
 
 @dataclass(eq=False)
@@ -73,6 +82,7 @@ class Response:
         send: takes each event.
         add_item: makes its message a part of the conversation and tells what stood before it.
         cancel_session: stops the engine's work on it.
+        timeline: of the turn that it answers; the request for it is marked now, if it was not.
     """
 
     plan: Plan
@@ -81,18 +91,18 @@ class Response:
     cancel_session: Callable[[], None]
     id: str = field(default_factory=lambda: new_id("resp"))
     item: Item = field(default_factory=lambda: Item("assistant", status="in_progress", spoken=True))
-    outcome: Outcome = field(default_factory=Outcome)
+    timeline: Timeline = field(default_factory=Timeline)
 
     def __post_init__(self) -> None:
+        self.timeline.mark("asked")
+        self.outcome = Outcome(self.id, self.timeline)
         self.item.spoken = self.plan.modality == "audio"
         self.item.label = self.plan.label
         self._chroma: dict[str, Any] = {} if self.plan.label is None else {"turn": self.plan.label}
         self._encoder = Encoder(self.plan.wire)
         self._previous: str | None = None
         self._begun = False
-        self._cancelled_by: CancelReason | None = None
         self._tokens = self._frames = 0
-        self._started_s = time.monotonic()
 
     def announce(self) -> None:
         """Tells the client that there is a reply; its events follow when it is made."""
@@ -100,9 +110,10 @@ class Response:
 
     def cancel(self, why: CancelReason) -> None:
         """Stops it; `run` then tells how it ended."""
-        if self._cancelled_by is None:
-            self._cancelled_by = why
-            self.outcome.interrupted = why == "turn_detected"
+        if self.outcome.cancelled_by is None:
+            self.outcome.cancelled_by = why
+            if why != "max_output_tokens":
+                self.timeline.mark("interruption")
             self.cancel_session()
 
     async def run(self, stream: ReplyStream) -> Outcome:
@@ -122,6 +133,8 @@ class Response:
             self.cancel_session()
             self._fail(ChromaError(error.message))
         except asyncio.CancelledError:
+            self.outcome.status = "abandoned"
+            self.timeline.mark("end")
             self.cancel_session()
             raise
         return self.outcome
@@ -149,17 +162,18 @@ class Response:
             if self.plan.modality == "audio"
             else events.output_text_delta
         )
+        self.timeline.mark("first_text")
         self.send(tell(self.id, self.item.id, piece.text, chroma))
         self._tokens += piece.tokens
         self._check_limit()
 
     def _audio(self, chunk: AudioChunk) -> None:
+        self.timeline.mark("engine_audio")
         self._begin()
-        if self.outcome.first_audio_s is None:
-            self.outcome.first_audio_s = time.monotonic() - self._started_s
         self.item.audio_ms = chunk.end_ms
         if self.plan.modality == "audio" and (data := self._encoder.push(chunk.pcm)):
             chroma = self._chroma | {"start_ms": chunk.start_ms}
+            self.timeline.mark("first_audio")
             self.send(events.output_audio_delta(self.id, self.item.id, data, chroma))
         self._frames = round(chunk.end_ms / 80)
         self._check_limit()
@@ -172,15 +186,15 @@ class Response:
     # -- how it ends -------------------------------------------------------------------------
 
     def _end(self, done: TurnDone) -> None:
-        self.outcome.done = done
+        self.outcome.done, cancelled_by = done, self.outcome.cancelled_by
         sounds = self._begun and self.plan.modality == "audio"
         if sounds and (rest := self._encoder.push(b"", last=True)):
             chroma = self._chroma | {"start_ms": done.audio_ms}
             self.send(events.output_audio_delta(self.id, self.item.id, rest, chroma))
         if done.reason in (EndReason.END_OF_SPEECH, EndReason.REPEATED):
             self._finish("completed", {"type": "completed"}, done)
-        elif done.reason is EndReason.CANCELLED and self._cancelled_by != "max_output_tokens":
-            why = self._cancelled_by or "client_cancelled"
+        elif done.reason is EndReason.CANCELLED and cancelled_by != "max_output_tokens":
+            why = cancelled_by or "client_cancelled"
             self._finish("cancelled", {"type": "cancelled", "reason": why}, done)
         else:
             limit = {"type": "incomplete", "reason": "max_output_tokens"}
@@ -217,7 +231,8 @@ class Response:
             "usage": self._usage(),
         }
         self.outcome.status = status
-        self.outcome.total_s = time.monotonic() - self._started_s
+        self.timeline.mark("end")
+        chroma["latency_ms"] = self.timeline.latency_ms(item.audio_ms)
         self.send(events.response_done(response, chroma))
 
     def _usage(self) -> dict[str, Any]:

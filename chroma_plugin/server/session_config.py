@@ -15,6 +15,7 @@ from chroma_plugin.server.protocol import (
     Modality,
     Text,
     TokenLimit,
+    ToolChoice,
     validated,
 )
 
@@ -52,15 +53,16 @@ class ServerVad(Fields):
     silence_duration_ms: int = Field(default=500, ge=32, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
-    idle_timeout_ms: None = None
+    idle_timeout_ms: int | None = Field(default=None, ge=5000, le=30_000)
 
-    @property
-    def silence_ms(self) -> int:
+    def silence_ms(self, judged: bool) -> int:
+        """A turn ends after so much of it, whoever judges pauses."""
         return self.silence_duration_ms
 
 
 class SemanticVad(Fields):
-    """Turns by the sound alone as well, with a silence as long as the eagerness says."""
+    """Turns that end where somebody has finished; the eagerness says after which silence at the
+    latest."""
 
     type: Literal["semantic_vad"]
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -76,8 +78,15 @@ class SemanticVad(Fields):
         return 300
 
     @property
-    def silence_ms(self) -> int:
-        return {"low": 1200, "medium": 700, "auto": 700, "high": 400}[self.eagerness]
+    def idle_timeout_ms(self) -> None:
+        return None
+
+    def silence_ms(self, judged: bool) -> int:
+        """A turn ends after so much of it: as in the protocol if somebody judges shorter pauses,
+        else a time in which people do not mind to wait."""
+        longest = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}
+        alone = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
+        return (longest if judged else alone)[self.eagerness]
 
 
 TurnDetection = Annotated[ServerVad | SemanticVad, Field(discriminator="type")]
@@ -151,7 +160,7 @@ class SessionConfig(Fields):
     audio: Audio = Audio()
     max_output_tokens: TokenLimit = "inf"
     tools: list[Any] = Field(default=[], max_length=0)
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: ToolChoice = "auto"
     prompt: None = None
     chroma: SessionExtras = SessionExtras()
 
@@ -172,7 +181,15 @@ class SessionConfig(Fields):
         return wire
 
 
-_RESET_BY_NULL = ("voice", "format", "instructions", "max_output_tokens", "tools", "speed")
+_RESET_BY_NULL = (
+    "voice",
+    "format",
+    "instructions",
+    "max_output_tokens",
+    "tools",
+    "tool_choice",
+    "speed",
+)
 
 
 def _merged(old: dict[str, Any], patch: dict[str, Any], deep: tuple[str, ...]) -> dict[str, Any]:
@@ -184,6 +201,8 @@ def _merged(old: dict[str, Any], patch: dict[str, Any], deep: tuple[str, ...]) -
             merged.pop(name, None)
         elif value is None and name in deep:
             continue
+        elif isinstance(value, dict):
+            merged[name] = {field: given for field, given in value.items() if given is not None}
         else:
             merged[name] = value
     return merged

@@ -33,6 +33,19 @@ class ApiKey:
             raise ConfigError(f"API key scopes not known: {unknown}; use {', '.join(SCOPES)}.")
 
 
+def api_keys(text: str) -> tuple[ApiKey, ...]:
+    """Keys as they stand in the environment: `KEY,KEY:talk`.
+
+    Raises:
+        ConfigError: one is too short, or its scope is not known.
+    """
+    keys = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, _, scope = part.partition(":")
+        keys.append(ApiKey(key, (scope,)) if scope else ApiKey(key))  # type: ignore[arg-type]
+    return tuple(keys)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """The settings of a server.
@@ -98,6 +111,13 @@ class ServerConfig:
                 raise ConfigError(
                     f"ServerConfig.{name} is {getattr(self, name)!r}; it must be more than 0."
                 )
+
+    @property
+    def page_address(self) -> str:
+        """Where a browser on this machine finds the page."""
+        # Of every address of this machine a browser needs one.
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
 
     def admits(self, key: str | None, scope: Scope) -> bool:
         """Whether a key opens something; takes as long for a wrong key as for a right one."""

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
 import soundfile
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.errors import ChromaError, ConfigError, EngineBusy
-from chroma_plugin.reply import AudioChunk, ReplyStream
+from chroma_plugin.reply import AudioChunk, ReplyEvent, TurnDone
 from chroma_plugin.server import bodies
-from chroma_plugin.server.access import Needs, Refusal
+from chroma_plugin.server.access import Refusal, needs
 from chroma_plugin.server.pool import Pool
 from chroma_plugin.server.protocol import ProtocolError
 from chroma_plugin.server.settings import ServerConfig
 from chroma_plugin.server.voicing import Voicing
+from chroma_plugin.server.watch import Watch, WatchedSpeech
 from chroma_plugin.session import Session, SpeechEngine
 
 MEDIA_TYPES = {
@@ -30,6 +34,9 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
+EVENTS = "text/event-stream"
+CHARS_PER_TOKEN = 4
+"""Of text, about."""
 _FORMATS = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
 
 
@@ -38,47 +45,52 @@ def routes(
     pool: Pool,
     voicing: Voicing,
     engine: SpeechEngine,
+    watch: Watch,
     refused: dict[int | str, dict[str, Any]],
 ) -> APIRouter:
     """The route, on an engine."""
-    router = APIRouter(tags=["speech"], dependencies=[Depends(Needs(config, "talk"))])
-    sounds: dict[str, dict[str, Any]] = {media: {} for media in MEDIA_TYPES.values()}
+    router = APIRouter(tags=["speech"], dependencies=needs(config, "talk"))
+    sounds: dict[str, dict[str, Any]] = {media: {} for media in (*MEDIA_TYPES.values(), EVENTS)}
     answers: dict[int | str, dict[str, Any]] = refused | {
         200: {"description": "The speech, as it is made.", "content": sounds},
-        400: {"model": bodies.Error, "description": "The request is wrong."},
+        404: {"model": bodies.Error, "description": "There is no such voice."},
         503: {"model": bodies.Error, "description": "No room; try again later."},
     }
 
     @router.post("/v1/audio/speech", response_class=Response, responses=answers)
-    async def speak(request: bodies.SpeechRequest) -> Response:
+    async def speak(request: bodies.SpeechRequest, asked: Request) -> Response:
         """Says a text in a voice."""
         try:
             voice = await voicing.find(request.voice_name, "voice")
         except ProtocolError as error:
-            raise Refusal(400, error.code, error.message, error.param) from error
+            status = 404 if error.code == "voice_not_found" else 400
+            raise Refusal(status, error.code, error.message, error.param) from error
         if not pool.take():
             raise Refusal(503, "server_overloaded", f"No room for speech ({pool.status}).")
         session: Session | None = None
+        watched = watch.speech(asked.headers)
         try:
             session = await engine.open_session(voice=voice)
-            stream = session.say(request.input)
+            stream = watched.follow(session.say(request.input))
             first = await _first_audio(stream)
-        except ChromaError as error:
+        except BaseException as error:
             pool.give_back()
+            watched.end(error)
             if session is not None:
                 await session.aclose()
-            raise _refusal(error) from error
-        except BaseException:
-            pool.give_back()
+            if isinstance(error, ChromaError):
+                raise _refusal(error) from error
             raise
-        body = _spoken(stream, first, Tape(request.response_format))
-        media_type = MEDIA_TYPES[request.response_format]
-        return _Speech(body, session, pool, media_type)
+        used = {"input_tokens": -(-len(request.input) // CHARS_PER_TOKEN), "output_tokens": 0}
+        body = _spoken(stream, first, Tape(request.response_format), used)
+        if request.stream_format == "sse":
+            return _Speech(_as_events(body, used), session, pool, watched, EVENTS)
+        return _Speech(body, session, pool, watched, MEDIA_TYPES[request.response_format])
 
     return router
 
 
-async def _first_audio(stream: ReplyStream) -> AudioChunk | None:
+async def _first_audio(stream: AsyncIterator[ReplyEvent]) -> AudioChunk | None:
     """Waits for the first sound, so that what fails before it is told by a status."""
     async for event in stream:
         if isinstance(event, AudioChunk):
@@ -87,13 +99,30 @@ async def _first_audio(stream: ReplyStream) -> AudioChunk | None:
 
 
 async def _spoken(
-    stream: ReplyStream, first: AudioChunk | None, tape: Tape
+    stream: AsyncIterator[ReplyEvent],
+    first: AudioChunk | None,
+    tape: Tape,
+    used: dict[str, int],
 ) -> AsyncIterator[bytes]:
     yield tape.push(first.pcm if first is not None else b"")
     async for event in stream:
         if isinstance(event, AudioChunk):
             yield tape.push(event.pcm)
+        elif isinstance(event, TurnDone):
+            used["output_tokens"] = event.tokens + event.frames
     yield tape.close()
+
+
+async def _as_events(body: AsyncIterator[bytes], used: dict[str, int]) -> AsyncIterator[bytes]:
+    """The same sound as server-sent events, in the protocol's words."""
+    async for piece in body:
+        if piece:
+            yield _event("speech.audio.delta", audio=base64.b64encode(piece).decode())
+    yield _event("speech.audio.done", usage=used | {"total_tokens": sum(used.values())})
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return f"data: {json.dumps({'type': kind} | fields)}\n\n".encode()
 
 
 class _Speech(StreamingResponse):
@@ -101,16 +130,22 @@ class _Speech(StreamingResponse):
     `finally` that runs."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], session: Session, pool: Pool, media_type: str
+        self,
+        body: AsyncIterator[bytes],
+        session: Session,
+        pool: Pool,
+        watched: WatchedSpeech,
+        media_type: str,
     ) -> None:
         super().__init__(body, media_type=media_type)
-        self._session, self._pool = session, pool
+        self._session, self._pool, self._watched = session, pool, watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._pool.give_back()
+            self._watched.end()
             await self._session.aclose()
 
 

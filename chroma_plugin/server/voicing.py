@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from contextlib import suppress
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.errors import VoiceError
@@ -25,6 +26,13 @@ class Voicing:
     def __init__(self, store: VoiceStore | None = None, *, inline: bool = True) -> None:
         self._store, self._inline = store, inline
         self.default = Voice.default()
+
+    async def follow_removals(self, every_s: float = 5.0) -> None:
+        """Has the engine let go of voices that another process deletes, until it is cancelled."""
+        while self._store is not None:
+            await asyncio.sleep(every_s)
+            with suppress(OSError):  # a shared folder that is away for a while
+                await asyncio.to_thread(self._store.notice_removals)
 
     async def find(self, name: str | None, param: str) -> Voice:
         """The voice of that name; None is the default one.

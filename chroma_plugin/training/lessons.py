@@ -217,6 +217,22 @@ def answering(
     return lesson
 
 
+def typed(prompt: PromptFormat, system: str, turns: Sequence[Asked]) -> Lesson:
+    """The same conversation with its questions typed, every answer learnt.
+
+    Args:
+        prompt: how messages are spelt.
+        system: the system prompt.
+        turns: questions, of which only the text counts, and answers in order.
+    """
+    lesson = Lesson()
+    lesson.read(prompt.system(system))
+    for turn in turns:
+        lesson.read(prompt.user(turn.question.text))
+        lesson.tell(prompt, turn.answer)
+    return lesson
+
+
 def writing_down(prompt: PromptFormat, audio_token: int, clip: Heard) -> Lesson:
     """One clip, written down because the system prompt says so."""
     lesson = Lesson()

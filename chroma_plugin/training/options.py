@@ -83,14 +83,25 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerOptions:
-    """Where the thinker comes from.
+    """Where the thinker comes from, and what it hears beside the questions of the records.
 
     Attributes:
         take: a checkpoint folder whose thinker and tokenizer are taken as they are; nothing is
             trained then.
+        questions: further dialogues, of which only the questions are spoken; 0.3 MB each.
+        copies: share of the replies that it hears as the codec gives them back: as its own ear
+            will hear them.
     """
 
     take: str = ""
+    questions: int = 0
+    copies: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.questions < 0:
+            raise ConfigError(f"questions is {self.questions}; it must be 0 or more.")
+        if not 0 <= self.copies <= 1:
+            raise ConfigError(f"copies is {self.copies}; it must be a share, 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True)

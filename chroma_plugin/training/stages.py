@@ -28,7 +28,7 @@ from chroma_plugin.model.config import ChromaConfig
 from chroma_plugin.model.listener import LogMel
 from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
 from chroma_plugin.model.weights import find_checkpoint, load_checkpoint
-from chroma_plugin.training.bank import Bank, make_bank, vocabulary_texts
+from chroma_plugin.training.bank import Bank, further_questions, make_bank, vocabulary_texts
 from chroma_plugin.training.codec import make_corpus, train_codec
 from chroma_plugin.training.codec.judge import copy_of, whole_frames
 from chroma_plugin.training.codes import encode_folder
@@ -255,8 +255,25 @@ class _Run(Notes):
         path, key = self.place("thinker") / f"{split}.npy", self.recipe.key("thinker")
         bank = Bank.load(path, key)
         if bank is None:
+            recipe, options = self.recipe, self.recipe.thinker_options
+            further = further_questions(
+                options.questions if split == "train" else 0,
+                self.answers,
+                _speaker(recipe),
+                self.mel,
+                seed=recipe.seed,
+                turns=recipe.data.turns,
+                workers=recipe.data_options.workers * recipe.data_options.threads,
+                say=self.say,
+            )
             bank = make_bank(
-                self.records(split), self.mel, seed=self.recipe.seed, through=through, say=self.say
+                self.records(split),
+                self.mel,
+                seed=recipe.seed,
+                through=through,
+                copies=options.copies,
+                further=further,
+                say=self.say,
             )
             if ranks()[0] == 0:
                 bank.save(path, key)
@@ -314,18 +331,18 @@ class _Run(Notes):
         texts = texts_of(records)
         path = self.place("speech") / f"{split}-reasoned.npy"
         key = f"{key_of(model.thinker)} {self.recipe.key('thinker')}"
+        count = len(records.dialogues)  # what the bank holds beside them has no reply to learn
         reasoned = load_reasoned(path, key)
         if reasoned is None:
             device = self.recipe.speech_loop.device
             module = ThinkerModule(model.thinker, model.config.audio_token).eval().to(device)
             token = model.config.audio_token
-            lessons = [answering(self.prompt, token, SYSTEM[0], d) for d in bank.dialogues]
+            lessons = [answering(self.prompt, token, SYSTEM[0], d) for d in bank.dialogues[:count]]
             lessons += [saying(self.prompt, text) for text in texts]
             reasoned = reason(module, lessons, say=self.say)
             model.cpu()
             if ranks()[0] == 0:
                 save_reasoned(path, reasoned, key)
-        count = len(bank.dialogues)
         said: dict[str, Reasoned] = {
             text: row[0] for text, row in zip(texts, reasoned[count:], strict=True)
         }

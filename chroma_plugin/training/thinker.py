@@ -32,6 +32,7 @@ from chroma_plugin.training.lessons import (
     LessonBatch,
     answering,
     collate,
+    typed,
     writing_down,
 )
 from chroma_plugin.training.loop import Progress, decayed
@@ -94,6 +95,8 @@ class ThinkerPlan:
 
     Attributes:
         turns: spoken questions in a batch of conversations.
+        typed: typed questions beside them. They cost little, and the stack learns from them what
+            follows from what, by text alone.
         clips: in a batch of clips to be written down; the two kinds of batches alternate.
         write_down: share of the conversations whose last question is to be written down.
         spelling: weight of the hearing head's loss at the beginning; it ends at a tenth of that.
@@ -105,6 +108,7 @@ class ThinkerPlan:
     """
 
     turns: int = 24
+    typed: int = 24
     clips: int = 28
     write_down: float = 0.25
     spelling: float = 0.6
@@ -182,13 +186,19 @@ class ThinkerTask:
         """Shares of whole answers that are right to the letter, on held-out voices and phrasings.
 
         `answers` to first questions, `follow_ups` to later ones, both also heard in noise;
-        `written_questions` and `written_replies`: clips written down.
+        `typed_answers` and `typed_follow_ups`: to the same questions, typed; `written_questions`
+        and `written_replies`: clips written down.
         """
         bank, prompt, token = self._held_out, self._prompt, self._own.audio_token
         most = self.plan.evaluated
         figures = {}
-        for name, talks in (("", bank.dialogues[:most]), ("noisy_", bank.noisy[:most])):
-            marks = self.marks([answering(prompt, token, SYSTEM[0], talk) for talk in talks])
+        asked = {
+            "": [answering(prompt, token, SYSTEM[0], talk) for talk in bank.dialogues[:most]],
+            "noisy_": [answering(prompt, token, SYSTEM[0], talk) for talk in bank.noisy[:most]],
+            "typed_": [typed(prompt, SYSTEM[0], talk) for talk in bank.dialogues[:most]],
+        }
+        for name, lessons in asked.items():
+            marks = self.marks(lessons)
             figures[f"{name}answers"] = _mean([row[0] for row in marks])
             figures[f"{name}follow_ups"] = _mean([mark for row in marks for mark in row[1:]])
         questions = [d[0].question for d in bank.dialogues[:most]]
@@ -221,21 +231,27 @@ class ThinkerTask:
         turns = int(rng.choice(TURNS, p=TURN_SHARES))
         lessons = []
         for _ in range(self.plan.turns // turns):
-            talk: list[Asked] = []
-            while len(talk) < turns:  # one dialogue after another: each begins with an opener
-                noisy = rng.random() < storm * self.plan.noisy
-                talks = self._bank.noisy if noisy else self._bank.dialogues
-                talk += talks[rng.integers(len(talks))]
             lessons.append(
                 answering(
                     self._prompt,
                     self._own.audio_token,
-                    SYSTEM[0] if rng.random() < 0.5 else SYSTEM[rng.integers(1, len(SYSTEM))],
-                    talk[:turns],
+                    _system(rng),
+                    self._talk(rng, turns, storm * self.plan.noisy),
                     write_down=bool(rng.random() < self.plan.write_down),
                 )
             )
+        turns *= 2  # a typed question takes half the positions of a spoken one
+        for _ in range(self.plan.typed // turns):
+            lessons.append(typed(self._prompt, _system(rng), self._talk(rng, turns, 0.0)))
         return lessons
+
+    def _talk(self, rng: np.random.Generator, turns: int, noisy: float) -> list[Asked]:
+        """One dialogue after another: each begins with an opener."""
+        talk: list[Asked] = []
+        while len(talk) < turns:
+            talks = self._bank.noisy if rng.random() < noisy else self._bank.dialogues
+            talk += talks[rng.integers(len(talks))]
+        return talk[:turns]
 
     def _dictation(self, rng: np.random.Generator, storm: float) -> list[Lesson]:
         """Clips of about the same length: a batch is as long as its longest."""
@@ -253,6 +269,10 @@ class ThinkerTask:
         first = int(rng.integers(LENGTHS)) * count
         token = self._own.audio_token
         return [writing_down(self._prompt, token, clip) for clip in many[first : first + count]]
+
+
+def _system(rng: np.random.Generator) -> str:
+    return SYSTEM[0] if rng.random() < 0.5 else SYSTEM[rng.integers(1, len(SYSTEM))]
 
 
 def _mean(marks: Sequence[bool]) -> float:

@@ -525,7 +525,7 @@ async def test_a_voice_whose_making_fails_takes_nobody_with_it(
         session = await engine.open_session(max_reply_s=SHORT_S)
         voice = Voice("other", "Other words.", Voice.default().samples)
 
-        def broken(voice: Voice) -> None:
+        def broken(*args: object) -> None:
             raise RuntimeError("out of memory")
 
         with monkeypatch.context() as patch:

@@ -16,8 +16,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from chroma_plugin.server.realtime import Realtime, Surroundings
+from chroma_plugin.server.realtime import Realtime
 from chroma_plugin.server.response import Outcome
+from chroma_plugin.server.surroundings import Surroundings
 from chroma_plugin.server.vad import WINDOW_SAMPLES
 from chroma_plugin.server.voicing import Voicing
 from tests.fakes import FakeEngine
@@ -35,6 +36,21 @@ class Loudness:
 
     def reset(self) -> None:
         pass
+
+
+class Judge:
+    """Judges pauses as the test says; None: it cannot, as where Smart Turn is not installed."""
+
+    def __init__(self, *complete: bool) -> None:
+        self.verdicts = list(complete)
+        self.judged: list[Any] = []
+
+    async def ready(self) -> bool:
+        return bool(self.verdicts)
+
+    async def complete(self, samples: Any) -> bool:
+        self.judged.append(samples)
+        return self.verdicts[min(len(self.judged), len(self.verdicts)) - 1]
 
 
 @cache
@@ -74,7 +90,8 @@ class Client:
         self.events: list[Event] = []
         self.outcomes: list[Outcome] = []
         self._news = asyncio.Event()
-        given = {"voicing": Voicing(), "new_vad": Loudness, "observe": self.outcomes.append}
+        given = {"voicing": Voicing(), "new_vad": Loudness, "judge": Judge()}
+        given |= {"observe": self.outcomes.append}
         surroundings = Surroundings(engine, "chroma", **(given | settings))
         self.realtime = Realtime(surroundings, self._take, max_reply_s=max_reply_s)
 

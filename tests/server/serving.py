@@ -16,7 +16,7 @@ from chroma_plugin.server.run import uvicorn_config
 from chroma_plugin.server.settings import ServerConfig
 from chroma_plugin.session import SpeechEngine
 from tests.fakes import FakeEngine
-from tests.server.client import WAIT_S, Loudness
+from tests.server.client import WAIT_S, Judge, Loudness
 
 
 @asynccontextmanager
@@ -25,7 +25,15 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serves; gives `127.0.0.1:PORT`."""
     config = config or ServerConfig()
-    app = create_app(engine or FakeEngine(frames=8), config, new_vad=Loudness)
+    app = create_app(engine or FakeEngine(frames=8), config, new_vad=Loudness, judge=Judge())
+    async with listening(app, config) as place:
+        yield place
+
+
+@asynccontextmanager
+async def listening(app: Any, config: ServerConfig | None = None) -> AsyncIterator[str]:
+    """Serves an app that is made already; gives `127.0.0.1:PORT`."""
+    config = config or ServerConfig()
     server = uvicorn.Server(uvicorn_config(app, config))
     # With its protocol named asyncio sends small messages at once (TCP_NODELAY).
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:

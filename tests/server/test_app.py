@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from chroma_plugin.errors import CheckpointError, EngineBusy
+from chroma_plugin.server.access import MAX_FORMS
 from chroma_plugin.server.settings import ApiKey, ServerConfig
 from chroma_plugin.voice import Voice
 from tests.fakes import FakeEngine
@@ -250,6 +251,44 @@ async def test_no_request_holds_more_than_it_may(tmp_path: Path) -> None:
         assert answer.status_code == 413
 
 
+async def test_nobody_without_a_key_sends_a_body() -> None:
+    taken = []
+
+    async def body() -> Any:
+        taken.append(1)
+        yield b"x" * 1000
+
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    async with http(config=ServerConfig(api_keys=KEYS)) as requests:
+        for path in ("/v1/audio/voices", "/v1/audio/speech"):
+            answer = await requests.post(path, content=body(), headers=form)
+            assert (answer.status_code, taken) == (401, [])
+        talk = form | {"authorization": f"Bearer {TALK_KEY}"}
+        assert (await requests.post("/v1/audio/voices", content=body(), headers=talk)).is_error
+        assert taken
+
+
+async def test_few_uploads_are_on_their_way_at_once(tmp_path: Path) -> None:
+    going_on, enough = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow() -> Any:
+        going_on.release()
+        await enough.wait()
+        yield b"--x--\r\n"
+
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    async with http(config=ServerConfig(voices=tmp_path)) as requests, asyncio.timeout(WAIT_S):
+        ask = lambda: requests.post("/v1/audio/voices", content=slow(), headers=form)  # noqa: E731
+        waiting = [asyncio.create_task(ask()) for _ in range(MAX_FORMS)]
+        for _ in waiting:
+            await going_on.acquire()
+        refused = await ask()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_uploads")
+        enough.set()
+        assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {400}
+        assert (await ask()).status_code == 400
+
+
 # -- state and models ------------------------------------------------------------------------
 
 
@@ -327,19 +366,21 @@ def decoded(sound: bytes) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("change", "code"),
+    ("change", "status", "code"),
     [
-        ({"voice": "nobody"}, "voice_not_found"),
-        ({"input": ""}, "invalid_value"),
-        ({"input": " "}, "invalid_value"),
-        ({"response_format": "aac"}, "invalid_value"),
-        ({"speed": 2}, "invalid_value"),
+        ({"voice": "nobody"}, 404, "voice_not_found"),
+        ({"input": ""}, 400, "invalid_value"),
+        ({"input": " "}, 400, "invalid_value"),
+        ({"response_format": "aac"}, 400, "invalid_value"),
+        ({"speed": 2}, 400, "invalid_value"),
     ],
 )
-async def test_what_cannot_be_said_is_refused(change: dict[str, Any], code: str) -> None:
+async def test_what_cannot_be_said_is_refused(
+    change: dict[str, Any], status: int, code: str
+) -> None:
     async with http() as requests:
         answer = await requests.post("/v1/audio/speech", json={"input": "Hello"} | change)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         assert (await requests.get("/v1/pool")).json()["used"] == 0
 
 
@@ -381,24 +422,24 @@ async def test_a_voice_is_enrolled_used_and_deleted(tmp_path: Path) -> None:
         assert request.voice.name == "ada"
         assert (await requests.delete("/v1/audio/voices/ada")).json()["deleted"]
         assert (await requests.delete("/v1/audio/voices/ada")).status_code == 404
-        assert (await requests.post("/v1/audio/speech", json=wanted)).status_code == 400
+        assert (await requests.post("/v1/audio/speech", json=wanted)).status_code == 404
         assert (await requests.get("/v1/audio/voice_consents")).json()["data"] == []
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
 @pytest.mark.parametrize(
-    ("change", "sample", "code"),
+    ("change", "sample", "status", "code"),
     [
-        ({"consent": "cons_0000000000000000"}, None, "consent_required"),
-        ({"name": "../up"}, None, "invalid_value"),
-        ({"name": "default"}, None, "voice_refused"),
-        ({"transcript": ""}, None, "missing_required_parameter"),
-        ({}, b"no audio at all", "voice_refused"),
-        ({}, b"", "voice_refused"),
+        ({"consent": "cons_0000000000000000"}, None, 404, "consent_required"),
+        ({"name": "../up"}, None, 400, "invalid_value"),
+        ({"name": "default"}, None, 422, "voice_refused"),
+        ({"transcript": ""}, None, 422, "transcript_required"),
+        ({}, b"no audio at all", 422, "voice_refused"),
+        ({}, b"", 422, "voice_refused"),
     ],
 )
 async def test_voices_that_cannot_be_are_refused(
-    tmp_path: Path, change: dict[str, str], sample: bytes | None, code: str
+    tmp_path: Path, change: dict[str, str], sample: bytes | None, status: int, code: str
 ) -> None:
     async with http(config=ServerConfig(voices=tmp_path)) as requests:
         fields = {"name": "Ada", "statement": "Yes."}
@@ -406,8 +447,46 @@ async def test_voices_that_cannot_be_are_refused(
         fields = {"name": "ada", "consent": consent, "transcript": Voice.default().transcript}
         files = {"audio_sample": ("a.wav", clip() if sample is None else sample)}
         answer = await requests.post("/v1/audio/voices", data=fields | change, files=files)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         assert (await requests.get("/v1/audio/voices")).json()["data"] == []
+
+
+async def test_a_name_is_given_once(tmp_path: Path) -> None:
+    async with http(config=ServerConfig(voices=tmp_path)) as requests:
+        fields = {"name": "Ada", "statement": "Yes."}
+        consent = (await requests.post("/v1/audio/voice_consents", data=fields)).json()["id"]
+        said = Voice.default().transcript
+        fields = {"name": "ada", "consent": consent, "ref_text": said}
+        files = {"audio_sample": ("a.wav", clip())}
+        first = await requests.post("/v1/audio/voices", data=fields, files=files)
+        again = await requests.post("/v1/audio/voices", data=fields, files=files)
+        assert (first.status_code, again.status_code) == (200, 409)
+        assert again.json()["error"]["code"] == "voice_exists"
+
+
+async def test_consents_are_listed_in_pages(tmp_path: Path) -> None:
+    async with http(config=ServerConfig(voices=tmp_path)) as requests:
+        for i in range(5):
+            fields = {"name": f"Ada {i}", "statement": "Yes."}
+            assert (await requests.post("/v1/audio/voice_consents", data=fields)).is_success
+        names, after = [], ""
+        for more in (True, True, False):
+            query = {"limit": 2} | ({"after": after} if after else {})
+            page = (await requests.get("/v1/audio/voice_consents", params=query)).json()
+            assert (page["has_more"], page["last_id"]) == (more, page["data"][-1]["id"])
+            names += [consent["name"] for consent in page["data"]]
+            after = page["last_id"]
+        assert names == [f"Ada {i}" for i in range(5)]
+        one = await requests.get(f"/v1/audio/voice_consents/{after}")
+        assert one.json()["name"] == "Ada 4"
+
+
+async def test_what_is_not_there_is_told_as_an_error() -> None:
+    async with http() as requests:
+        nowhere, wrong = await requests.get("/v1/nothing"), await requests.put("/v1/audio/voices")
+        assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, POST")
+        assert wrong.json()["error"]["code"] == "method_not_allowed"
 
 
 async def test_without_a_folder_there_is_the_packaged_voice() -> None:

@@ -9,10 +9,17 @@ import pytest
 
 from chroma_plugin.audio import Samples
 from chroma_plugin.config import DEFAULT_INSTRUCTIONS
-from chroma_plugin.errors import CheckpointError
+from chroma_plugin.errors import AudioError, CheckpointError
 from chroma_plugin.model.listener import LogMel
 from chroma_plugin.model.prompt import feature_extractor
-from chroma_plugin.training.bank import Bank, as_heard, make_bank, vocabulary_texts
+from chroma_plugin.training.answers import Domain
+from chroma_plugin.training.bank import (
+    Bank,
+    as_heard,
+    further_questions,
+    make_bank,
+    vocabulary_texts,
+)
 from chroma_plugin.training.data import DataPlan, build
 from chroma_plugin.training.lessons import WRITE_DOWN, Asked
 from chroma_plugin.training.records import Records
@@ -80,6 +87,53 @@ def test_every_second_reply_goes_through_what_is_given(records: Records, mel: Lo
     assert len(through) == len(records.clips) // 2
     loudest = [float(clip.raw.max()) for clip in made.sayings]
     assert max(loudest[1::2]) < min(loudest[::2]) - 3
+
+
+@pytest.mark.parametrize(("copies", "expected"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_as_many_go_through_it_as_are_asked_for(
+    records: Records, mel: LogMel, copies: float, expected: float
+) -> None:
+    through: list[int] = []
+
+    def count(samples: Samples) -> Samples:
+        through.append(len(samples))
+        return samples
+
+    make_bank(records, mel, through=count, copies=copies, say=str)
+    assert len(through) == int(len(records.clips) * expected)
+
+
+def test_further_questions_come_after_those_of_the_records(
+    records: Records, mel: LogMel, bank: Bank
+) -> None:
+    further = list(further_questions(5, Domain(), Hum(), mel, turns=(2, 2), workers=3, say=str))
+    again = list(further_questions(5, Domain(), Hum(), mel, turns=(2, 2), workers=1, say=str))
+    assert len(further) == 5
+    for (near, far), (other, _) in zip(further, again, strict=True):
+        assert [t.answer for t in near] == [t.answer for t in far] and len(near) <= 2
+        assert all(
+            np.array_equal(a.question.raw, b.question.raw) for a, b in zip(near, other, strict=True)
+        )
+    assert len({near[0].question.text for near, _ in further}) > 1
+    whole = make_bank(records, mel, further=further, say=str)
+    kept = len(records.dialogues)
+    assert [d[0].question.text for d in whole.dialogues[:kept]] == [
+        d[0].question.text for d in bank.dialogues
+    ]
+    assert whole.dialogues[kept:] == tuple(near for near, _ in further)
+    assert whole.noisy[kept:] == tuple(far for _, far in further)
+
+
+def test_a_question_that_cannot_be_spoken_is_left_out(mel: LogMel) -> None:
+    class Hoarse(Hum):
+        def speak(self, text: str, voice: int) -> Samples:
+            if len(text) % 2:
+                raise AudioError("nothing can be heard")
+            return super().speak(text, voice)
+
+    made = list(further_questions(12, Domain(), Hoarse(), mel, turns=(1, 1), say=str))
+    assert 0 < len(made) < 12
+    assert all(len(near[0].question.text) % 2 == 0 for near, _ in made)
 
 
 def test_it_comes_back_from_a_file(bank: Bank, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from chroma_plugin.training.lessons import (
     energies,
     features,
     spelt,
+    typed,
     words_of,
     writing_down,
 )
@@ -119,6 +120,25 @@ def test_a_conversation_is_spelt_as_the_engine_spells_it(
     assert told == [[*prompt.encode(answer), model.config.im_end] for answer in answers]
     learnt = [i for i, yes in zip(lesson.ids, lesson.learnt, strict=True) if yes]
     assert learnt == [token for row in told for token in row]
+
+
+def test_typed_questions_are_spelt_as_the_engine_spells_them(
+    model: ChromaModel, prompt: ChatPrompt, mel: LogMel
+) -> None:
+    said = [("Which city?", "It is Paris."), ("And now?", "It is Rome.")]
+    call = Call(prompt, model.embed_tokens, lambda: Listener(mel, model.thinker.audio_tower))
+    call.set_system(SYSTEM[0])
+    for question, answer in said:
+        call.add_text("user", question)
+        call.add_text("assistant", answer)
+    ids = [
+        i for entry in call.dialogue.entries for i in (*entry.before, *entry.tokens, *entry.after)
+    ]
+    clip = energies(mel, sound(0.6))
+    lesson = typed(prompt, SYSTEM[0], [Asked(Heard(clip, q), a) for q, a in said])
+    assert lesson.ids == ids and not lesson.clips
+    told = [prompt.decode(lesson.ids[at : at + n]) for at, n in lesson.told]
+    assert told == [answer for _, answer in said]
 
 
 def test_writing_down_follows_an_instruction_for_one_reply(

@@ -15,7 +15,7 @@ from chroma_plugin.model.prompt import ChatPrompt, feature_extractor
 from chroma_plugin.model.weights import load_checkpoint
 from chroma_plugin.training.bank import Bank
 from chroma_plugin.training.ear import Ear
-from chroma_plugin.training.lessons import Asked, Heard, collate, energies, writing_down
+from chroma_plugin.training.lessons import IGNORED, Asked, Heard, collate, energies, writing_down
 from chroma_plugin.training.loop import LoopPlan, Progress, train
 from chroma_plugin.training.replies import saying
 from chroma_plugin.training.thinker import ThinkerModule, ThinkerPlan, ThinkerTask
@@ -62,13 +62,26 @@ def text_loss(learning: ThinkerTask) -> float:
 def test_batches_alternate_and_are_the_same_each_time(
     model: ChromaModel, prompt: ChatPrompt, bank: Bank
 ) -> None:
-    learning = task(model, prompt, bank, disturbance=1.0)
+    learning = task(model, prompt, bank, disturbance=1.0, typed=0)
     for number in (0, 1):
         one, two = learning.batch(number), learning.batch(number)
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert len(learning.batch(0).ids) == 6
     lengths = {len(learning.batch(n).ids) for n in range(1, 40, 2)}
     assert lengths == {10, 5, 3, 1}
+
+
+def test_typed_questions_stand_beside_the_spoken_ones(
+    model: ChromaModel, prompt: ChatPrompt, bank: Bank
+) -> None:
+    spoken, both = (task(model, prompt, bank, typed=count) for count in (0, 20))
+    rows = {(len(spoken.batch(n).ids), len(both.batch(n).ids)) for n in range(1, 40, 2)}
+    assert {(10, 20), (5, 10), (3, 6)} <= rows  # spoken turns of a row, and half as many typed rows
+    batch = both.batch(1)
+    typed_rows = ~batch.is_audio.any(dim=1)
+    assert typed_rows.sum() * 2 == len(typed_rows)
+    assert bool((batch.next_ids[typed_rows] != IGNORED).any(dim=1).all())
+    assert not both.batch(0).is_audio.all(dim=1).any()
 
 
 def test_losses_say_what_they_are_of(model: ChromaModel, prompt: ChatPrompt, bank: Bank) -> None:
