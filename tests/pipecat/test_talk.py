@@ -204,6 +204,6 @@ async def test_the_example(
 def test_the_documented_lines_are_the_examples() -> None:
     root = Path(__file__).parents[2]
     example = (root / "examples" / "pipecat_wav.py").read_text()
-    [shown] = re.findall(r"```python\n(.*?)```", (root / "docs" / "pipecat.md").read_text(), re.S)
+    shown, *_ = re.findall(r"```python\n(.*?)```", (root / "docs" / "pipecat.md").read_text(), re.S)
     for line in filter(None, shown.splitlines()):
         assert f"    {line}\n" in example

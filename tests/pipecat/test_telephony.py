@@ -148,7 +148,9 @@ async def serving(bot: Bot) -> AsyncIterator[str]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, lifespan="off", log_level="warning", log_config=None)
+        )
         running = asyncio.create_task(server.serve([listening]))
         try:
             yield f"ws://127.0.0.1:{listening.getsockname()[1]}/ws"
