@@ -71,6 +71,7 @@ def place(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=2,
         num_gpus=0,
@@ -92,6 +93,7 @@ def place(folder: Path) -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)  # which Ray keeps to itself
 
 
 class Caller:

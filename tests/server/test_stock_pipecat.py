@@ -162,9 +162,10 @@ async def talking(
                 assert done, "the pipeline did not end"
     assert not call.errors
     assert not ours
-    # With local turns it warns that the service tells none, as it is set, and of its strategies.
-    about_turns = ("is not emitting turn frames", "mutated turn strategies")
-    assert not [line for line in theirs if not any(about in line for about in about_turns)]
+    # With local turns it warns that the service tells none, as it is set, and of its strategies; a
+    # test that ends in mid-reply may leave a task of its aggregator to its runner, which says so.
+    own = ("is not emitting turn frames", "mutated turn strategies", "realtime_handoff_flush")
+    assert not [line for line in theirs if not any(about in line for about in own)]
 
 
 async def test_pipecat_greeting() -> None:
