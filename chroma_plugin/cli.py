@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -194,19 +195,6 @@ def doctor(model: Model = DEFAULT_MODEL, as_json: AsJson = False) -> None:
             raise typer.Exit(1)
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def serve(ctx: typer.Context) -> None:
-    """Serve Chroma to other processes, in OpenAI's Realtime protocol."""
-    from chroma_plugin.serve import app as serve_app
-
-    with _told():
-        code = serve_app(ctx.args, prog_name="chroma-plugin serve", standalone_mode=False)
-    raise typer.Exit(code or 0)
-
-
 @app.command()
 def download(
     model: Annotated[str, typer.Argument(help="A hub id.")] = RELEASED_MODEL,
@@ -220,83 +208,56 @@ def download(
     print(f"{model}: {report.bytes / 1e9:.1f} GB in {folder}")
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def top(ctx: typer.Context) -> None:
-    """Look at a server while it works: calls, rows, step time, memory."""
-    from chroma_plugin.top import app as top_app
-
-    with _told():
-        code = top_app(ctx.args, prog_name="chroma-plugin top", standalone_mode=False)
-    raise typer.Exit(code or 0)
-
-
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def loadtest(ctx: typer.Context) -> None:
-    """Call a server as many users at once: delays, gaps, lost and mixed-up conversations."""
-    from chroma_plugin.loadtest import app as loadtest_app
-
-    with _told():
-        code = loadtest_app(ctx.args, prog_name="chroma-plugin loadtest", standalone_mode=False)
-    raise typer.Exit(code or 0)
-
-
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def voices(ctx: typer.Context) -> None:
-    """Keep voices, each with the consent of its owner: add, list, check, remove or play."""
-    from chroma_plugin.voices_cli import app as voices_app
-
-    with _told():
-        code = voices_app(ctx.args, prog_name="chroma-plugin voices", standalone_mode=False)
-    raise typer.Exit(code or 0)
+ELSEWHERE = {
+    # verb: the module whose `app` it is, and what it is for
+    "serve": (
+        "chroma_plugin.serve",
+        "Serve Chroma to other processes, in OpenAI's Realtime protocol.",
+    ),
+    "top": (
+        "chroma_plugin.top",
+        "Look at a server while it works: calls, rows, step time, memory.",
+    ),
+    "loadtest": (
+        "chroma_plugin.loadtest",
+        "Call a server as many users at once: delays, gaps, lost and mixed-up conversations.",
+    ),
+    "voices": (
+        "chroma_plugin.voices_cli",
+        "Keep voices, each with the consent of its owner: add, list, check, remove or play.",
+    ),
+    "bench": (
+        "chroma_plugin.bench.cli",
+        "Measure latency, load and endurance, the wire, the mark on replies, a fleet.",
+    ),
+    "eval": (
+        "chroma_plugin.evaluation.cli",
+        "Judge the speech: sim, cmos, uro, latency or conversation.",
+    ),
+    "train": (
+        "chroma_plugin.training.cli",
+        "Train chroma-tiny, or the speech of another checkpoint.",
+    ),
+}
+"""Verbs with options, or verbs, of their own."""
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def bench(ctx: typer.Context) -> None:
-    """Measure latency, load and endurance: latency, remote, load, sweep or soak."""
-    from chroma_plugin.bench.cli import app as bench_app
-
-    with _told():
-        code = bench_app(ctx.args, prog_name="chroma-plugin bench", standalone_mode=False)
-    raise typer.Exit(code or 0)
-
-
-@app.command(
-    name="eval",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def evaluate(ctx: typer.Context) -> None:
-    """Judge the speech: sim, cmos, uro or latency."""
-    from chroma_plugin.evaluation.cli import app as eval_app
-
-    with _told():
-        code = eval_app(ctx.args, prog_name="chroma-plugin eval", standalone_mode=False)
-    raise typer.Exit(code or 0)
+def _add(verb: str, module: str, about: str) -> None:
+    @app.command(
+        name=verb,
+        help=about,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        add_help_option=False,
+    )
+    def run(ctx: typer.Context) -> None:
+        theirs = import_module(module).app
+        with _told():
+            code = theirs(ctx.args, prog_name=f"chroma-plugin {verb}", standalone_mode=False)
+        raise typer.Exit(code or 0)
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def train(ctx: typer.Context) -> None:
-    """Train chroma-tiny, or the speech of another checkpoint."""
-    from chroma_plugin.training.cli import app as train_app
-
-    with _told():
-        code = train_app(ctx.args, prog_name="chroma-plugin train", standalone_mode=False)
-    raise typer.Exit(code or 0)
+for _verb, (_module, _about) in ELSEWHERE.items():
+    _add(_verb, _module, _about)
 
 
 @contextmanager
