@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from chroma_plugin.errors import ChromaError
 from chroma_plugin.server import logs
 from chroma_plugin.server.settings import ServerConfig, api_keys
 from chroma_plugin.session import SpeechEngine
+from chroma_plugin.voice_store import default_folder
 
 if TYPE_CHECKING:
     from chroma_plugin.server.ray_app import Arguments
@@ -32,7 +34,12 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = 8000,
-    voices: Annotated[Path | None, typer.Option(help="The folder of voices.")] = None,
+    voices: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of voices; else that of chroma-plugin voices, if it is there."
+        ),
+    ] = None,
     max_replies: Annotated[int, typer.Option(min=1, help="Replies at the same time.")] = 4,
     max_sessions: Annotated[int, typer.Option(min=1, help="Calls at the same time.")] = 64,
     origin: Annotated[
@@ -54,7 +61,7 @@ def serve(
     config = ServerConfig(
         host=host,
         port=port,
-        voices=voices,
+        voices=voices or _kept_voices(),
         max_sessions=max_sessions,
         api_keys=api_keys(os.environ.get("CHROMA_API_KEY", "")),
         origins=tuple(origin or ()),
@@ -71,7 +78,10 @@ def serve(
             "Install it: pip install 'chroma-plugin[server]'"
         ) from error
     from chroma_plugin.engine.engine import Engine
+    from chroma_plugin.model.weights import find_checkpoint
 
+    _check_port(host, port)
+    find_checkpoint(model)  # a name that is none is told now, not by a server that never gets ready
     sessions = 2 * max_sessions  # out-of-band replies take sessions of their own
     settings = EngineConfig(model, device, max_replies=max_replies, max_sessions=sessions)
     engine = marked_engine(Engine(settings), watermark)
@@ -90,6 +100,29 @@ def serve(
         version=__version__,
     )
     listen(served, config)
+
+
+def _kept_voices() -> Path | None:
+    """Where `chroma-plugin voices` keeps them, if that is named or there."""
+    folder = default_folder()
+    return folder if os.environ.get("CHROMA_VOICES") or folder.is_dir() else None
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        ChromaError: somebody else listens there, or nobody can.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ChromaError(
+            f"Nobody can listen at {host}:{port} ({error.strerror}). Name another --port or --host."
+        ) from error
 
 
 def marked_engine(engine: SpeechEngine, watermark: Watermark) -> SpeechEngine:

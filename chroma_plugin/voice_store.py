@@ -84,6 +84,14 @@ class VoiceRecord:
     when: float
 
 
+def default_folder() -> Path:
+    """Where voices are kept: $CHROMA_VOICES, or the user's data folder."""
+    if given := os.environ.get("CHROMA_VOICES"):
+        return Path(given)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "chroma-plugin" / "voices"
+
+
 class VoiceStore:
     """A folder of voices; any number of processes may use it at the same time.
 
@@ -197,6 +205,7 @@ class VoiceStore:
         with self._locked():
             if place.exists():
                 raise VoiceError(f"There is a voice {name!r}; remove it first, or use another id.")
+            self.consent(consent.id)  # it may have been withdrawn while the clip was decoded
             try:
                 new.mkdir(mode=0o700)
                 (new / "sample.flac").write_bytes(sample)
@@ -244,7 +253,10 @@ class VoiceStore:
         for name, (given, _) in list(self._given.items()):
             try:
                 there = self.record(name) == given
-            except VoiceError:
+            except VoiceError as error:
+                why = error.__cause__ or error.__context__
+                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):
+                    raise why from error  # it cannot be read now: no descriptor, a share that hangs
                 there = False
             if not there:
                 self._end(name)
@@ -376,11 +388,11 @@ class VoiceStore:
             VoiceError: there is none.
         """
         self.consent(consent_id)
+        with self._locked():  # first, so that no voice is added on it meanwhile
+            self._consent_place(consent_id).unlink(missing_ok=True)
         for record in self.records():
             if record.consent.id == consent_id:
                 self.remove(record.name)
-        with self._locked():
-            self._consent_place(consent_id).unlink(missing_ok=True)
 
     # -- the folder --------------------------------------------------------------------------
 

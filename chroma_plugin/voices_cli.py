@@ -17,7 +17,7 @@ from chroma_plugin.errors import ChromaError
 from chroma_plugin.reply import AudioChunk
 from chroma_plugin.session import SpeechEngine
 from chroma_plugin.voice import Voice
-from chroma_plugin.voice_store import VoiceStore
+from chroma_plugin.voice_store import VoiceStore, default_folder
 from chroma_plugin.voice_upload import decode_upload
 
 NOT_FOUND = 3
@@ -30,14 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def default_folder() -> Path:
-    """Where voices are kept: $CHROMA_VOICES, or the user's data folder."""
-    if given := os.environ.get("CHROMA_VOICES"):
-        return Path(given)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "chroma-plugin" / "voices"
 
 
 Name = Annotated[str, typer.Argument(help="The voice's id: a-z, 0-9, - and _.")]

@@ -9,7 +9,7 @@ user's keeps two jobs from starting two.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import getpass
 import hashlib
 import json
 import logging
@@ -30,6 +30,7 @@ from typing import Any
 
 from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import EngineBusy, EngineFailed
+from chroma_plugin.file_lock import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class LocalServer:
             state: dict[str, Any] = json.loads(self._file("json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return state if alive(state.get("keeper", 0)) else None
+        keeper = state.get("keeper", 0)
+        return state if alive(keeper) and born(keeper) == state.get("born") else None
 
     def _start(self) -> dict[str, Any]:
         port = _free_port()
@@ -123,7 +125,7 @@ class LocalServer:
                 start_new_session=True,  # Ctrl+C is the worker's
                 env=environment,
             )
-        state = {"keeper": process.pid, "port": port}
+        state = {"keeper": process.pid, "born": born(process.pid), "port": port}
         self._file("json").write_text(json.dumps(state), encoding="utf-8")
         log.info("a server for %s starts on port %d", self.model, port)
         return state
@@ -138,13 +140,18 @@ class LocalServer:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._file("lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with file_lock(self._file("lock")):
             yield
 
     def _file(self, kind: str) -> Path:
         folder = self.folder or _runtime_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.folder is None and hasattr(os, "getuid"):  # anybody may make folders in /tmp
+            about = folder.lstat()
+            if about.st_uid != os.getuid() or about.st_mode & 0o022:
+                raise EngineFailed(
+                    f"{folder} is not yours alone; remove it, or set XDG_RUNTIME_DIR."
+                )
         what = (self.model, self.device, self.max_replies, self.max_sessions, self.voices, owner())
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
         return folder / f"{name}.{kind}"
@@ -156,12 +163,21 @@ def owner() -> int:
     return os.getpid() if parent is None or parent.pid is None else parent.pid
 
 
+def born(process: int) -> str | None:
+    """When a process began, in the kernel's ticks: its number may be another's after a restart."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
 def alive(process: int) -> bool:
     """A process runs, and is no zombie."""
     try:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while it is read
         if os.path.exists("/proc/self/stat"):
             return False
     try:
@@ -207,4 +223,4 @@ def _runtime_folder() -> Path:
     given = os.environ.get("XDG_RUNTIME_DIR")
     if given and os.access(given, os.W_OK):
         return Path(given) / "chroma-plugin"
-    return Path(tempfile.gettempdir()) / f"chroma-plugin-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"chroma-plugin-{getattr(os, 'getuid', getpass.getuser)()}"

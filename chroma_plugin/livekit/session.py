@@ -257,6 +257,8 @@ class RealtimeSession(llm.RealtimeSession[Literal["chroma_reply_done"]]):
             self._line.follow()
         elif not answer.item.text:
             answer.item.write(self._line.spoken(answer.item))
+        if not self._line.in_step:
+            self._refresh_soon()
         heard_ms, self._heard_ms = self._heard_ms, 0.0
         names = Metadata(model_name=self._model.model, model_provider=self._model.provider)
         self.emit("metrics_collected", answer.metrics(self._model.label, names, heard_ms))
@@ -290,6 +292,8 @@ class RealtimeSession(llm.RealtimeSession[Literal["chroma_reply_done"]]):
             task.add_done_callback(self._tasks.discard)
 
     async def _refresh(self) -> None:
+        if self._line.speaking:  # another session would cut the reply off; `_over` comes back
+            return
         try:
             await self._line.ready()
         except ChromaError as error:

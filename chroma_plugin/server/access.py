@@ -106,7 +106,7 @@ class BodyLimit:
         headers = Headers(scope=scope)
         refused = [refusal(self._config, headers, one) for one in SCOPES]
         length = headers.get("content-length", "")
-        is_form = headers.get("content-type", "").startswith("multipart/")
+        is_form = headers.get("content-type", "").lower().startswith("multipart/")
         if (stranger := refused[0]) is not None and None not in refused:
             await _answer(stranger, scope, receive, send)
         elif length.isdigit() and int(length) > self._limit:

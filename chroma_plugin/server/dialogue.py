@@ -234,9 +234,10 @@ class Dialogue:
             self.follow()
 
     async def _reopen(self) -> None:
+        end_s = asyncio.get_running_loop().time() + TRANSCRIPT_LIMIT_S  # of all of them together
         for item in [i for i in self.items if i.turn and i.role == "user" and i.text is None]:
             try:
-                async with asyncio.timeout(TRANSCRIPT_LIMIT_S):
+                async with asyncio.timeout_at(end_s):
                     item.text = await self.session.transcribe(item.turn)
             except (ChromaError, TimeoutError) as error:
                 log.warning("item %s is left out: no transcript (%s)", item.id, error)
@@ -251,6 +252,7 @@ class Dialogue:
                 known.append(item)
         messages = [m for m in (item.message for item in known) if m is not None]
         await self.session.aclose()
+        self._told_samples = 0  # now, should no other one be opened
         self.session = await self._open(messages)
         for item in known:
             item.turn = 0

@@ -48,6 +48,7 @@ class OutOfBand:
         session: Session,
         instructions: str,
         added: str | None,
+        say: str | None,
         observe: Callable[[Outcome], None],
     ) -> None:
         """Asks for the reply, and has it told; its session is closed then.
@@ -57,6 +58,7 @@ class OutOfBand:
             session: speaks it.
             instructions: the system prompt.
             added: more instructions, or None.
+            say: text to speak word for word instead, or None.
             observe: is told how it went.
 
         Raises:
@@ -64,7 +66,7 @@ class OutOfBand:
         """
         try:
             session.update(instructions=instructions)
-            stream = session.respond(instructions=added)
+            stream = session.say(say) if say else session.respond(instructions=added)
         except ChromaError:
             await session.aclose()
             raise

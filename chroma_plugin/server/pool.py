@@ -35,6 +35,10 @@ class Pool:
             self._failed = True
             log.error("the engine does not start: %s", error)
             return
+        except Exception:  # of the device's: out of memory, a driver that is not there
+            self._failed = True
+            log.exception("the engine does not start")
+            return
         self._started = True
 
     @property

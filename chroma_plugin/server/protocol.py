@@ -115,7 +115,7 @@ class ResponseConfig(Fields):
     max_output_tokens: TokenLimit | None = None
     metadata: Metadata | None = None
     input: list[NewItem | ItemReference] | None = Field(default=None, max_length=256)
-    audio: dict[str, Any] | None = None
+    audio: dict[str, dict[str, Any] | None] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
     tool_choice: ToolChoice | None = None
     prompt: None = None
@@ -192,7 +192,7 @@ class ItemTruncate(ClientEvent):
 
     item_id: Annotated[str, Field(max_length=MAX_ID)]
     content_index: int = 0
-    audio_end_ms: int = Field(ge=0)
+    audio_end_ms: int = Field(ge=0, le=2**31)
     chroma: CutExtras | None = None
 
 

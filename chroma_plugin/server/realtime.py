@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -154,8 +155,14 @@ class Realtime:
                 "audio",
             )
         self._heard_s = now_s()
-        for turn_event in self._ear.push(data):
-            await self._hear(turn_event)
+        wire = self.config.input_wire
+        step = wire.bytes_per_second  # a minute at once would stall everybody else
+        if wire.encoding == "audio/pcm" and len(data) % 2:
+            step = len(data)  # half a sample: nothing of it is used
+        for start in range(0, len(data), step):
+            for turn_event in self._ear.push(data[start : start + step]):
+                await self._hear(turn_event)
+            await asyncio.sleep(0)
 
     async def audio_commit(self, event: protocol.AudioCommit) -> None:
         for turn_event in self._ear.finish():
@@ -238,6 +245,11 @@ class Realtime:
             item = self._dialogue.items.get(event.item_id, code="item_retrieve_invalid_item_id")
             self._send(events.item_retrieved(item.as_event()))
         elif event.chroma.transcribe:
+            asked = self._dialogue.items.labelled("user", event.chroma.turn)
+            unheard = asked is not None and not asked.turn and asked.text is None
+            if unheard and self._active is None:  # else it is told when the reply is over
+                with suppress(ChromaError):
+                    await self._dialogue.ready()
             self._writing.begin_labelled(event.chroma.turn)
         else:
             self._writing.cancel_labelled(event.chroma.turn)
@@ -321,9 +333,12 @@ class Realtime:
             )
             session.update(voice=voice, sampling=sampling)
             observe = self._around.observe
-            await self._out_of_band.begin(response, session, instructions, added, observe)
+            await self._out_of_band.begin(
+                response, session, instructions, added, wanted.chroma.say, observe
+            )
             return
         await self._dialogue.ready()
+        self._writing.follow()
         session = self._dialogue.session
         session.update(voice=voice, sampling=sampling)
         stream = self._dialogue.respond(

@@ -131,6 +131,8 @@ class Response:
             self._fail(error)
         except ProtocolError as error:
             self.cancel_session()
+            async for _ in stream:  # to its end: until that is read it counts as speaking
+                pass
             self._fail(ChromaError(error.message))
         except asyncio.CancelledError:
             self.outcome.status = "abandoned"

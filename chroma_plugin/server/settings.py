@@ -92,7 +92,7 @@ class ServerConfig:
         if not self.api_keys and not is_loopback(self.host):
             raise ConfigError(
                 f"ServerConfig.host is {self.host!r}: whoever reaches it could talk and enrol "
-                "voices. Give api_keys, or listen on 127.0.0.1."
+                "voices. Give api_keys ($CHROMA_API_KEY), or listen on 127.0.0.1."
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"ServerConfig.port is {self.port!r}; it must be 0 to 65535.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import logging
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,6 +28,8 @@ from chroma_plugin.server.settings import ServerConfig
 from chroma_plugin.server.voicing import Voicing
 from chroma_plugin.server.watch import Watch, WatchedSpeech
 from chroma_plugin.session import Session, SpeechEngine
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
@@ -84,8 +88,9 @@ def routes(
         used = {"input_tokens": -(-len(request.input) // CHARS_PER_TOKEN), "output_tokens": 0}
         body = _spoken(stream, first, Tape(request.response_format), used)
         if request.stream_format == "sse":
-            return _Speech(_as_events(body, used), session, pool, watched, EVENTS)
-        return _Speech(body, session, pool, watched, MEDIA_TYPES[request.response_format])
+            return _Speech(_as_events(body, used), session, pool, watched, EVENTS, config.idle_s)
+        media_type = MEDIA_TYPES[request.response_format]
+        return _Speech(body, session, pool, watched, media_type, config.idle_s)
 
     return router
 
@@ -136,13 +141,19 @@ class _Speech(StreamingResponse):
         pool: Pool,
         watched: WatchedSpeech,
         media_type: str,
+        limit_s: float,
     ) -> None:
         super().__init__(body, media_type=media_type)
+        self._limit_s = limit_s
         self._session, self._pool, self._watched = session, pool, watched
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self._limit_s):  # whoever reads nothing keeps no place
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("speech was not read to its end within %g s", self._limit_s)
+            raise
         finally:
             self._pool.give_back()
             self._watched.end()

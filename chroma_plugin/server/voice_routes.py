@@ -52,7 +52,9 @@ def routes(
 
     def folder() -> VoiceStore:
         if store is None:
-            raise Refusal(501, "no_voice_folder", "Start the server with a folder of voices.")
+            raise Refusal(
+                501, "no_voice_folder", "Start the server with a folder of voices: --voices FOLDER."
+            )
         return store
 
     @router.get("/v1/audio/voices", dependencies=listens, responses=refused)

@@ -25,21 +25,26 @@ class Writing:
 
     def __init__(self, dialogue: Dialogue, send: Callable[[events.Event], None]) -> None:
         self._dialogue, self._send = dialogue, send
-        self._later: list[Item] = []  # spoken, but the session has not been told of it
+        # Spoken, but the session has not been told of it; with the label of who asked, if any.
+        self._later: list[tuple[Item, int | None]] = []
         self._labelled: dict[int, asyncio.Task[None]] = {}
         self.tasks = set[asyncio.Task[None]]()
 
     def begin(self, item: Item) -> None:
         """Has a spoken message written down, as soon as the session knows it."""
-        self._later.append(item)
+        self._later.append((item, None))
         self.follow()
 
     def follow(self) -> None:
         """Begins with what the session knows by now."""
-        ready = [item for item in self._later if item.turn]
-        self._later = [item for item in self._later if not item.turn]
-        for item in ready:
-            self._spawn(self._write(item, {}, LIMIT_S))
+        waiting, self._later = self._later, []
+        for item, label in waiting:
+            if not item.turn and item.text is None:
+                self._later.append((item, label))
+            elif label is None:
+                self._spawn(self._write(item, {}, LIMIT_S))
+            else:
+                self._labelled[label] = self._spawn(self._write(item, {"turn": label}, None))
 
     def begin_labelled(self, label: int) -> None:
         """Has a turn written down that the client knows by its own number."""
@@ -49,10 +54,12 @@ class Writing:
             missing = {"error": "AudioError"}
             self._send(events.transcript_failed("", "There is no such turn.", chroma | missing))
             return
-        self._labelled[label] = self._spawn(self._write(item, chroma, None))
+        self._later.append((item, label))
+        self.follow()
 
     def cancel_labelled(self, label: int) -> None:
         """Withdraws that, if it is not done."""
+        self._later = [(item, known) for item, known in self._later if known != label]
         if task := self._labelled.pop(label, None):
             task.cancel()
 

@@ -168,9 +168,9 @@ class Call:
         return [event for name, event in self.events if name == kind]
 
     async def ask(self, samples: Samples | None = None) -> None:
-        """Says something into the microphone."""
+        """Says something into the microphone, to its end or that of the session."""
         self.microphone.say(question() if samples is None else samples)
-        await self.until(lambda: self.microphone.quiet)
+        await self.until(lambda: self.microphone.quiet or self.of("close"))
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(WAIT_S):

@@ -173,7 +173,7 @@ def blameless(page: Page, address: str) -> None:
 
 async def problem(page: Page, text: str, element: str = "#problem") -> None:
     """Waits until the page says this is wrong."""
-    await page.until(f"document.querySelector('{element}').innerText.includes({text!r})")
+    await page.until(f"document.querySelector('{element}')?.innerText.includes({text!r})")
 
 
 def pictures(folder: Path) -> Path:

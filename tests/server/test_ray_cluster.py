@@ -203,8 +203,12 @@ async def test_a_full_house_refuses_in_words_and_does_not_hang(place: str) -> No
 
 async def test_a_caller_comes_back_to_its_replica_while_that_has_room(place: str) -> None:
     await free_places(place)
-    async with calling(place, "ada") as caller:
-        home = await caller.replica()
+    met = []
+    for _ in range(5):
+        async with calling(place, "ada") as caller:
+            met.append(await caller.replica())
+    home = max(met, key=met.count)
+    assert met.count(home) >= 4  # one that does not say in time how full it is, is passed over
     async with calling(place, "ada") as caller:
         assert await caller.replica() == home
         async with calling(place, "ada") as other, calling(place, "ada") as third:
