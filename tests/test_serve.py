@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +90,36 @@ def test_it_does_not_start_when_replies_cannot_be_marked(monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ChromaError, match=r"pip install.*--watermark off"):
         CliRunner().invoke(app, [], catch_exceptions=False)
+
+
+def test_what_cannot_be_served_is_told_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ChromaError, match=r"Nobody can listen at .*another --port"):
+            CliRunner().invoke(app, ["--port", port], catch_exceptions=False)
+    with pytest.raises(ChromaError, match="nonsense"):
+        words = ["--port", port, "--model", "./nonsense"]
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_voices_that_were_added_on_this_machine_are_served(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", lambda config: FakeEngine())
+    monkeypatch.setattr(
+        chroma_plugin.server.run, "serve", lambda app, config: served.append(config.voices)
+    )
+    monkeypatch.delenv("CHROMA_VOICES", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    kept = tmp_path / "chroma-plugin" / "voices"
+    for words in ([], ["--voices", str(tmp_path / "mine")]):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    kept.mkdir(parents=True)
+    CliRunner().invoke(app, [], catch_exceptions=False)
+    assert served == [None, tmp_path / "mine", kept]

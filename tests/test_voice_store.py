@@ -132,6 +132,39 @@ def test_a_consent_that_is_withdrawn_takes_its_voices_along(store: VoiceStore) -
             store.consent(wrong)
 
 
+def test_a_consent_withdrawn_while_its_clip_is_decoded_gives_no_voice(
+    store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consent = store.new_consent("Ada", "Yes.")
+
+    def decode(*given: Any, **more: Any) -> Any:
+        store.remove_consent(consent.id)
+        return decode_clip(*given, **more)
+
+    monkeypatch.setattr(voice_store, "decode_upload", decode)
+    with pytest.raises(VoiceError, match="no consent"):
+        add(store, "ada", consent)
+    assert store.names() == []
+
+
+def test_what_cannot_be_read_now_is_not_deleted(
+    store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store)
+    voice = store.get("ada")
+    assert voice.keeper is not None
+
+    def record(name: str) -> Any:
+        raise VoiceError(f"{name}: cannot be read.") from OSError(24, "Too many open files")
+
+    (store._folder / "voices" / "new").mkdir()  # so that the folder is another one
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "record", record)
+        with pytest.raises(OSError, match="Too many"):
+            store.notice_removals()
+    assert not voice.keeper.gone
+
+
 def test_codes_are_kept_by_voice_and_codec(store: VoiceStore) -> None:
     add(store)
     assert store.codes("ada", CODEC) is None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from livekit.agents import llm
 
 from chroma_plugin.livekit.record import Item, Record
 from tests.fakes import FakeEngine
-from tests.livekit.stage import calls, reply, say_into, talking, told, until
+from tests.livekit.stage import calls, listen, reply, say_into, talking, told, until
 
 
 def written(*messages: tuple[str, str]) -> llm.ChatContext:
@@ -134,6 +135,20 @@ async def test_a_context_that_is_replaced_replaces_the_history() -> None:
         assert len(engine.conversations) == 2
         assert calls(engine, "add_text") == [("user", "It is blue.")]
         assert engine.conversations[0].calls[-1] == ("cancel_reply", -1)  # it was closed
+
+
+async def test_a_message_dropped_under_a_reply_does_not_cut_it_off() -> None:
+    async with talking(FakeEngine(frames=60)) as (session, engine, _):
+        await session.update_chat_ctx(written(("user", "It is red."), ("user", "Is it?")))
+        created = await session.generate_reply()
+        shorter = session.chat_ctx
+        del shorter.items[0]
+        await session.update_chat_ctx(shorter)
+        heard = await listen(created)
+        assert heard.seconds == pytest.approx(60 * 0.08)
+        await until(lambda: len(engine.conversations) == 2)
+        await until(lambda: calls(engine, "add_text"))
+        assert calls(engine, "add_text")[0] == ("user", "Is it?")
 
 
 async def test_an_unchanged_context_changes_nothing() -> None:

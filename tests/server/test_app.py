@@ -299,11 +299,14 @@ async def test_models_are_listed() -> None:
         assert (await requests.get("/v1/models/other")).status_code == 404
 
 
-async def test_a_server_whose_engine_does_not_start_is_alive_and_not_ready() -> None:
+@pytest.mark.parametrize("error", [CheckpointError("no such folder"), RuntimeError("no memory")])
+async def test_a_server_whose_engine_does_not_start_is_alive_and_not_ready(
+    error: Exception,
+) -> None:
     engine = FakeEngine()
 
     async def fails() -> None:
-        raise CheckpointError("no such folder")
+        raise error
 
     engine.start = fails  # type: ignore[method-assign]
     async with http(engine) as requests:
