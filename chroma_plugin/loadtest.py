@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, Samples, read_audio
 from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.results import tell
 
 app = typer.Typer(name="loadtest", add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,12 +74,6 @@ def loadtest(
             f"Something that a client needs is missing ({error}). "
             "Install it: pip install 'chroma-plugin[server]'"
         ) from error
-    if plot is not None:
-        from chroma_plugin.plot import require_matplotlib
-
-        require_matplotlib()
-        if plot.is_dir() or not plot.parent.is_dir():
-            raise ChromaError(f"{plot}: name a file in a folder that exists.")
     least, most = between(turns_per_call, "--turns-per-call")
     plan = RemotePlan(
         users=users,
@@ -98,13 +92,10 @@ def loadtest(
     )
     speech = [read_question(path) for path in questions or []] or [packaged_question()]
     key = os.environ.get("CHROMA_API_KEY", "").split(",")[0].partition(":")[0] or None
-    report = measure_remote_load(realtime_url(url), plan, speech, key=key, pid=pid)
-    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
-    report.show(out)
-    if plot is not None:
-        report.draw(plot)
-        out.print(f"picture written to {plot.resolve()}")
-    print(report.line())
+    address = realtime_url(url)
+    report = tell(
+        lambda: measure_remote_load(address, plan, speech, key=key, pid=pid), plot, as_json
+    )
     if report.violations:
         raise typer.Exit(1)
 

@@ -22,8 +22,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from chroma_plugin.errors import ChromaError, ConfigError
-from chroma_plugin.server.settings import is_loopback
+from chroma_plugin.addresses import http_url, is_loopback
+from chroma_plugin.errors import ChromaError
 
 app = typer.Typer(name="top", add_completion=False, pretty_exceptions_enable=False)
 
@@ -108,14 +108,9 @@ class Server:
     """
 
     def __init__(self, url: str, key: str = "") -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-        if scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no address of a server; try http://127.0.0.1:8000")
-        path = parts.path.rstrip("/").removesuffix("/v1/realtime").removesuffix("/v1")
-        self.url = f"{scheme}://{parts.netloc}{path}"
+        self.url = http_url(url)
         self._key = key.split(",")[0].partition(":")[0].strip()
-        here = is_loopback(parts.hostname)
+        here = is_loopback(urlsplit(self.url).hostname or "")
         self._open: OpenerDirector = build_opener(*([ProxyHandler({})] if here else []))
 
     def look(self) -> Look:

@@ -140,18 +140,22 @@ class VoiceStore:
         Raises:
             VoiceError: there is none of that name, or its record is damaged or has no consent.
         """
+        try:
+            return self._read(name)
+        except FileNotFoundError:
+            raise VoiceError(f"There is no voice {name!r}; `voices list` shows what is.") from None
+        except OSError as error:
+            raise _damaged(name) from error
+
+    def _read(self, name: str) -> VoiceRecord:
+        """The same; raises OSError if its file is not there, or cannot be read now."""
         path = self._place(name) / "voice.json"
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             consent = Consent(**fields.pop("consent"))
             record = VoiceRecord(**fields, consent=consent)
-        except FileNotFoundError:
-            raise VoiceError(f"There is no voice {name!r}; `voices list` shows what is.") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise VoiceError(
-                f"The record of voice {name!r} is damaged or has no consent. Remove the voice and "
-                "add it again."
-            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(name) from error
         check_consent(consent)
         return record
 
@@ -252,11 +256,8 @@ class VoiceStore:
         self._voices.stat()
         for name, (given, _) in list(self._given.items()):
             try:
-                there = self.record(name) == given
-            except VoiceError as error:
-                why = error.__cause__ or error.__context__
-                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):
-                    raise why from error  # it cannot be read now: no descriptor, a share that hangs
+                there = self._read(name) == given
+            except (FileNotFoundError, VoiceError):
                 there = False
             if not there:
                 self._end(name)
@@ -419,3 +420,10 @@ class VoiceStore:
     def _locked(self) -> Iterator[None]:
         with self._mutex, file_lock(self._folder / ".lock"):
             yield
+
+
+def _damaged(name: str) -> VoiceError:
+    return VoiceError(
+        f"The record of voice {name!r} is damaged or has no consent. Remove the voice and "
+        "add it again."
+    )

@@ -154,12 +154,12 @@ def test_what_cannot_be_read_now_is_not_deleted(
     voice = store.get("ada")
     assert voice.keeper is not None
 
-    def record(name: str) -> Any:
-        raise VoiceError(f"{name}: cannot be read.") from OSError(24, "Too many open files")
+    def read(name: str) -> Any:
+        raise OSError(24, "Too many open files")
 
     (store._folder / "voices" / "new").mkdir()  # so that the folder is another one
     with monkeypatch.context() as patched:
-        patched.setattr(store, "record", record)
+        patched.setattr(store, "_read", read)
         with pytest.raises(OSError, match="Too many"):
             store.notice_removals()
     assert not voice.keeper.gone

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.results import tell
 
 if TYPE_CHECKING:
     from chroma_plugin.bench.report import Report
@@ -71,21 +72,8 @@ def _setup(
 
 
 def _run(measure: Callable[[], Report], plot: Path | None, as_json: bool) -> None:
-    """Checks the picture's place, measures, and tells."""
-    if plot is not None:
-        from chroma_plugin.plot import require_matplotlib
-
-        require_matplotlib()
-        if plot.is_dir() or not plot.parent.is_dir():
-            raise ChromaError(f"{plot}: name a file in a folder that exists.")
-    report = measure()
-    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
-    report.show(out)
-    if plot is not None:
-        report.draw(plot)
-        out.print(f"picture written to {plot.resolve()}")
-    print(report.line())
-    if report.violations:
+    """Measures and tells; exit code 1 if a bar is missed."""
+    if tell(measure, plot, as_json).violations:
         raise typer.Exit(1)
 
 

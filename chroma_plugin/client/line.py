@@ -7,12 +7,13 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from chroma_plugin.addresses import is_loopback
 from chroma_plugin.errors import ChromaError, EngineBusy, EngineFailed
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class Line:
         self, url: str, key: str | None, reconnect_s: float, heartbeat_s: float = HEARTBEAT_S
     ) -> None:
         self._url, self._reconnect_s, self._heartbeat_s = url, reconnect_s, heartbeat_s
+        here = is_loopback(urlsplit(url).hostname or "")
+        # of the environment; none leads to this machine
+        self._proxy: Literal[True] | None = None if here else True
         self._headers = {HOME_HEADER: secrets.token_hex(8)}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -102,7 +106,7 @@ class Line:
                     max_size=MAX_MESSAGE_BYTES,
                     compression=None,
                     open_timeout=None,  # ours counts
-                    proxy=None if _is_here(self._url) else True,
+                    proxy=self._proxy,
                     ping_interval=self._heartbeat_s,
                     ping_timeout=2 * self._heartbeat_s,
                     close_timeout=1.0,
@@ -180,12 +184,6 @@ class Line:
                     raise
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-
-
-def _is_here(url: str) -> bool:
-    """No proxy leads to this machine, whatever the environment says."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _greeted(message: str | bytes) -> Event:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import ChromaError, ConfigError
+from chroma_plugin.results import tell
 
 if TYPE_CHECKING:
     from chroma_plugin.evaluation.outcome import Outcome
@@ -51,24 +50,6 @@ Plot = Annotated[Path | None, typer.Option(help="A picture, as PNG.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the JSON alone on stdout, all else on stderr.")
 ]
-
-
-def _tell(judge: Callable[[], Outcome], plot: Path | None, as_json: bool) -> Outcome:
-    """Checks the picture's place, judges, and tells."""
-    if plot is not None:
-        from chroma_plugin.plot import require_matplotlib
-
-        require_matplotlib()
-        if plot.is_dir() or not plot.parent.is_dir():
-            raise ChromaError(f"{plot}: name a file in a folder that exists.")
-    outcome = judge()
-    out = Console(stderr=as_json, markup=False, highlight=False, soft_wrap=True)
-    outcome.show(out)
-    if plot is not None:
-        outcome.draw(plot)
-        out.print(f"picture written to {plot.resolve()}")
-    print(outcome.line())
-    return outcome
 
 
 @app.command()
@@ -108,7 +89,7 @@ def sim(
         outcome.settings = {"model": model, "list": str(listed), "seed": seed, **outcome.settings}
         return outcome
 
-    _tell(judge, plot, as_json)
+    tell(judge, plot, as_json)
 
 
 @cmos.command()
@@ -147,7 +128,7 @@ def page(
         grid = Grid(f"A test of {question}", ("", ""), list(figures.items()))
         return Outcome("cmos page", settings, figures, [grid], set_aside=aside)
 
-    _tell(made, None, as_json)
+    tell(made, None, as_json)
 
 
 @cmos.command()
@@ -172,7 +153,7 @@ def score(
         listeners = [read_listener(path, known) for path in results]
         return analyse(known, listeners, Attention(anchors, repeats), seed)
 
-    _tell(judge, plot, as_json)
+    tell(judge, plot, as_json)
 
 
 @app.command()
@@ -219,7 +200,7 @@ def uro(
         outcome.settings = {"model": model, "seed": seed, **outcome.settings}
         return outcome
 
-    _tell(scored, plot, as_json)
+    tell(scored, plot, as_json)
 
 
 @app.command()
@@ -311,7 +292,7 @@ def conversation(
         }  # fmt: skip
         return outcome
 
-    if not _tell(judge, plot, as_json).figures["met"] and strict:
+    if not tell(judge, plot, as_json).figures["met"] and strict:
         raise ChromaError("A bar is missed: see the table, or figures.ways of the JSON.")
 
 
@@ -329,7 +310,7 @@ def latency(
 
     if line is not None and ctx.args:
         raise ConfigError(f"--from reads a file; {' '.join(ctx.args)} has nothing to run.")
-    _tell(lambda: latency_table(read_bench(line) if line else run_bench(ctx.args)), plot, as_json)
+    tell(lambda: latency_table(read_bench(line) if line else run_bench(ctx.args)), plot, as_json)
 
 
 def _folder(audio: Path | None, stack: ExitStack) -> Path:

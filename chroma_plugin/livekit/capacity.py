@@ -9,6 +9,7 @@ from typing import Any
 
 from livekit.agents import JobRequest
 
+from chroma_plugin.addresses import http_url
 from chroma_plugin.livekit.local_server import LocalServer, read_pool
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,7 @@ class Capacity:
         """The server's places; None if it does not answer, or was not started yet."""
         if isinstance(self._engine, LocalServer):
             return self._engine.pool()
-        url = self._engine.replace("ws://", "http://", 1).replace("wss://", "https://", 1)
-        return read_pool(url.removesuffix("/v1/realtime"), self._api_key)
+        return read_pool(http_url(self._engine), self._api_key)
 
     def load(self) -> float:
         """The share of places that are used, 0 to 1: LiveKit gives jobs to who has the least.

@@ -146,12 +146,6 @@ class LocalServer:
     def _file(self, kind: str) -> Path:
         folder = self.folder or _runtime_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder is None and hasattr(os, "getuid"):  # anybody may make folders in /tmp
-            about = folder.lstat()
-            if about.st_uid != os.getuid() or about.st_mode & 0o022:
-                raise EngineFailed(
-                    f"{folder} is not yours alone; remove it, or set XDG_RUNTIME_DIR."
-                )
         what = (self.model, self.device, self.max_replies, self.max_sessions, self.voices, owner())
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
         return folder / f"{name}.{kind}"
@@ -165,26 +159,31 @@ def owner() -> int:
 
 def born(process: int) -> str | None:
     """When a process began, in the kernel's ticks: its number may be another's after a restart."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+    stat = _stat(process)
+    return None if stat is None else stat[19]
 
 
 def alive(process: int) -> bool:
     """A process runs, and is no zombie."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while it is read
-        if os.path.exists("/proc/self/stat"):
-            return False
+    stat = _stat(process)
+    if stat is not None:
+        return stat[0] not in ("Z", "X")
+    if os.path.exists("/proc/self/stat"):
+        return False
     try:
         os.kill(process, 0)
     except OSError:
         return False
     return True
+
+
+def _stat(process: int) -> list[str] | None:
+    """What Linux tells of a process, from its state on; None if it is not there."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while it is read
+        return None
 
 
 def read_pool(url: str, api_key: str | None = None) -> dict[str, Any] | None:
@@ -220,7 +219,20 @@ def _free_port() -> int:
 
 
 def _runtime_folder() -> Path:
+    """Where this user's servers are found.
+
+    Raises:
+        EngineFailed: somebody else made it, as anybody may in /tmp.
+    """
     given = os.environ.get("XDG_RUNTIME_DIR")
     if given and os.access(given, os.W_OK):
-        return Path(given) / "chroma-plugin"
-    return Path(tempfile.gettempdir()) / f"chroma-plugin-{getattr(os, 'getuid', getpass.getuser)()}"
+        folder = Path(given) / "chroma-plugin"
+    else:
+        user = getattr(os, "getuid", getpass.getuser)()
+        folder = Path(tempfile.gettempdir()) / f"chroma-plugin-{user}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        about = folder.lstat()
+        if about.st_uid != os.getuid() or about.st_mode & 0o022:
+            raise EngineFailed(f"{folder} is not yours alone; remove it, or set XDG_RUNTIME_DIR.")
+    return folder

@@ -91,7 +91,6 @@ class Ear:
             return
         self._settings, self._judged = turns, judged
         self._detector = None
-        self._seek()
         if turns is not None:
             self._detector = TurnDetector(
                 threshold=turns.threshold,
@@ -101,6 +100,7 @@ class Ear:
                 vad=self._new_vad(),
                 from_ms=self.heard_ms,
             )
+        self._seek()
 
     def push(self, data: bytes) -> Iterator[EarEvent]:
         """The next piece; without turn detection all of it belongs to the turn.
@@ -158,9 +158,9 @@ class Ear:
         return Idle(start_ms, self.heard_ms, detector.before)
 
     def _seek(self) -> None:
-        """A turn begins that the client will end."""
+        """A turn begins; where the client will end it, a voice is listened for."""
         self._lull_samples = 0
-        self._seeker = TurnDetector(vad=self._new_vad())
+        self._seeker = TurnDetector(vad=self._new_vad()) if self._detector is None else None
 
     def _is_lull(self, samples: Samples) -> bool:
         if self._seeker is None:

@@ -69,6 +69,11 @@ class Item:
         return 4 * len(self.text or "") + (0 if self.samples is None else self.samples.nbytes)
 
     @property
+    def untold(self) -> bool:
+        """Something said that no session has heard and nobody wrote down: it has to wait."""
+        return not self.turn and self.text is None
+
+    @property
     def message(self) -> Message | None:
         """What an engine is told of it when a conversation is opened again."""
         return Message(self.role, self.text, self.audio_ms) if self.text else None

@@ -25,12 +25,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chroma_plugin import __version__
+from chroma_plugin.addresses import is_loopback
 from chroma_plugin.config import DEFAULT_MODEL
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.server.access import Refusal
 from chroma_plugin.server.app import create_app
 from chroma_plugin.server.metrics import gpu_bytes
-from chroma_plugin.server.settings import ServerConfig, api_keys, is_loopback
+from chroma_plugin.server.settings import ServerConfig, api_keys
 from chroma_plugin.server.smart_turn import smart_turn
 from chroma_plugin.server.tracing import Traces
 from chroma_plugin.session import SpeechEngine

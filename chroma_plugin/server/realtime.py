@@ -246,8 +246,9 @@ class Realtime:
             self._send(events.item_retrieved(item.as_event()))
         elif event.chroma.transcribe:
             asked = self._dialogue.items.labelled("user", event.chroma.turn)
-            unheard = asked is not None and not asked.turn and asked.text is None
-            if unheard and self._active is None:  # else it is told when the reply is over
+            if (
+                asked is not None and asked.untold and self._active is None
+            ):  # else it is told when the reply is over
                 with suppress(ChromaError):
                     await self._dialogue.ready()
             self._writing.begin_labelled(event.chroma.turn)

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
@@ -83,27 +85,21 @@ def routes(
         if not said.strip():
             raise Refusal(422, "transcript_required", "The transcript is missing.", "transcript")
         there = folder()
-        try:
+        with _refusing(404, "consent_required", "consent"):
             agreed = await asyncio.to_thread(there.consent, consent)
-        except VoiceError as error:
-            raise Refusal(404, "consent_required", str(error), "consent") from error
         if name in await asyncio.to_thread(there.names):
             raise Refusal(409, "voice_exists", f"There is a voice {name!r}: delete it first.")
         async with decoding:
             clip = await audio_sample.read()
-            try:
+            with _refusing(422, "voice_refused"):
                 record = await asyncio.to_thread(there.add, name, clip, said, agreed)
-            except VoiceError as error:
-                raise Refusal(422, "voice_refused", str(error)) from error
         return bodies.VoiceBody.of(record)
 
     @router.delete("/v1/audio/voices/{voice}", dependencies=enrols, responses=known)
     async def delete_voice(voice: str) -> bodies.Deleted:
         """Deletes a voice, its clip and all that was made of it."""
-        try:
+        with _refusing(404, "voice_not_found", "voice"):
             await asyncio.to_thread(folder().remove, voice)
-        except VoiceError as error:
-            raise Refusal(404, "voice_not_found", str(error), "voice") from error
         return bodies.Deleted(id=voice, object="audio.voice.deleted")
 
     @router.get("/v1/audio/voice_consents", dependencies=enrols, responses=here)
@@ -120,10 +116,8 @@ def routes(
     @router.get("/v1/audio/voice_consents/{consent}", dependencies=enrols, responses=known)
     async def consent_of(consent: str) -> bodies.ConsentBody:
         """One consent."""
-        try:
+        with _refusing(404, "consent_not_found", "consent"):
             found = await asyncio.to_thread(folder().consent, consent)
-        except VoiceError as error:
-            raise Refusal(404, "consent_not_found", str(error), "consent") from error
         return bodies.ConsentBody.of(found)
 
     @router.post("/v1/audio/voice_consents", dependencies=enrols, responses=unusable)
@@ -137,21 +131,26 @@ def routes(
         perhaps a recording of that, of which a hash is kept."""
         given: UploadFile | None = recording  # not `| None` above: a form has no null
         said = None if given is None else await given.read()
-        try:
+        with _refusing(422, "consent_refused"):
             consent = await asyncio.to_thread(
                 lambda: folder().new_consent(name, statement, language=language, recording=said)
             )
-        except VoiceError as error:
-            raise Refusal(422, "consent_refused", str(error)) from error
         return bodies.ConsentBody.of(consent)
 
     @router.delete("/v1/audio/voice_consents/{consent}", dependencies=enrols, responses=known)
     async def delete_consent(consent: str) -> bodies.Deleted:
         """Withdraws a consent; the voices that stand on it are deleted."""
-        try:
+        with _refusing(404, "consent_not_found", "consent"):
             await asyncio.to_thread(folder().remove_consent, consent)
-        except VoiceError as error:
-            raise Refusal(404, "consent_not_found", str(error), "consent") from error
         return bodies.Deleted(id=consent, object="audio.voice_consent")
 
     return router
+
+
+@contextmanager
+def _refusing(status: int, code: str, param: str | None = None) -> Iterator[None]:
+    """What the store refuses is told as a refusal, in its words."""
+    try:
+        yield
+    except VoiceError as error:
+        raise Refusal(status, code, str(error), param) from error

@@ -39,7 +39,7 @@ class Writing:
         """Begins with what the session knows by now."""
         waiting, self._later = self._later, []
         for item, label in waiting:
-            if not item.turn and item.text is None:
+            if item.untold:
                 self._later.append((item, label))
             elif label is None:
                 self._spawn(self._write(item, {}, LIMIT_S))

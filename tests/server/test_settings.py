@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from chroma_plugin.addresses import is_loopback
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.server.limits import Bucket
-from chroma_plugin.server.settings import ApiKey, ServerConfig, host_name, is_loopback
+from chroma_plugin.server.settings import ApiKey, ServerConfig, host_name
 
 KEY = "k" * 32
 
