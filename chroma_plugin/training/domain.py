@@ -21,10 +21,11 @@ from zlib import crc32
 import numpy as np
 
 from chroma_plugin.training import phrasings as say
+from chroma_plugin.training.small_talk import NOT_KNOWN, SMALL_TALK, UNKNOWN
 
 Split = Literal["train", "heldout"]
 
-HELD_OUT_SHARE = 1 / 6
+HELD_OUT_SHARE = 1 / 12
 """Of an answer's phrasings: as many are left out of training, if it has four or more."""
 FOLLOW_UP, AGAIN = 0.45, 0.08
 """How often a later turn goes on from the one before, or asks to hear it again."""
@@ -161,11 +162,11 @@ def _everything() -> Iterator[_Asking]:
     for thing in say.REPEATED:
         for phrase in say.REPEAT:
             yield _Asking("repeat", "", phrase.format(thing), f"{_begun(thing)}.", "")
-    for answer, questions in say.SMALL_TALK.items():
+    for answer, questions in SMALL_TALK.items():
         for question in questions:
             yield _Asking("talk", "", question, answer, "")
-    for question in say.UNKNOWN:
-        yield _Asking("unknown", "", question, say.NOT_KNOWN, "")
+    for question in UNKNOWN:
+        yield _Asking("unknown", "", question, NOT_KNOWN, "")
 
 
 def _begun(text: str) -> str:

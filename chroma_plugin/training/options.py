@@ -126,6 +126,9 @@ class ExportOptions:
     Attributes:
         dtype: of thinker, backbone and depth decoder.
         codec_dtype: of a codec trained here; one that was there before is kept in float32.
+        temperature: of the codes as they were learnt, at which the checkpoint draws when it is
+            asked for 1, the released default. A small model is surer of its best codes than of
+            the rest, so it speaks clearer below 1, and its users should not have to know.
         examined: held-out questions that the finished checkpoint is asked.
         least_right, least_understood, least_ended: the bar: shares of these replies that the
             examination must find, or the run has failed.
@@ -133,12 +136,18 @@ class ExportOptions:
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     codec_dtype: Literal["float32", "float16"] = "float16"
+    temperature: float = 1.0
     examined: int = 24
     least_right: float = field(default=0.0, repr=False)
     least_understood: float = field(default=0.0, repr=False)
     least_ended: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be above 0, such as 0.7, or 1 for "
+                "codes that are drawn as they were learnt."
+            )
         for name, least in self.bar.items():
             if not 0 <= least <= 1:
                 raise ConfigError(f"least_{name} is {least}; it must be a share, 0 to 1.")

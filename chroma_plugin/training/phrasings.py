@@ -15,8 +15,26 @@ NUMBERS = _words(
 
 OPENINGS = ("Okay", "So", "Now", "Chroma")
 
-AND = ("And {}?", "What about {}?", "How about {}?", "And what about {}?", "Now {}?")
-AND_OF = ("And of {}?", "And {}?", "What about {}?", "How about {}?", "And what about {}?")
+AND = (
+    "And {}?",
+    "What about {}?",
+    "How about {}?",
+    "And what about {}?",
+    "Now {}?",
+    "And how about {}?",
+    "And now {}?",
+    "So what about {}?",
+)
+AND_OF = (
+    "And of {}?",
+    "And {}?",
+    "What about {}?",
+    "How about {}?",
+    "And what about {}?",
+    "And how about {}?",
+    "And now of {}?",
+    "So what about {}?",
+)
 
 AGAIN = (
     "Again, please.",
@@ -27,6 +45,13 @@ AGAIN = (
     "Please repeat that.",
     "Can you repeat that, please?",
     "What did you say?",
+    "One more time, please.",
+    "Can you say it again?",
+    "Tell me that again.",
+    "Say it once more.",
+    "Repeat that, please.",
+    "Sorry, what did you say?",
+    "Please say that once more.",
 )
 AGAIN_HELD_OUT = ("Can you please say that again?", "Please repeat that again.")
 
@@ -39,6 +64,10 @@ CAPITAL = (
     "Do you know the capital of {}?",
     "Can you tell me the capital of {}?",
     "The capital of {}?",
+    "What city is the capital of {}?",
+    "I want to know the capital of {}.",
+    "Can you name the capital of {}?",
+    "What is {}'s capital?",
 )
 WHERE = (
     "Where is {}?",
@@ -48,6 +77,9 @@ WHERE = (
     "Which country is {} in?",
     "Do you know where {} is?",
     "Can you tell me where {} is?",
+    "What country is {} in?",
+    "I want to know where {} is.",
+    "Where do I find {}?",
 )
 CAPITALS = {
     "France": "Paris",
@@ -72,8 +104,21 @@ SUM = (
     "How much do I get for {}?",
     "What do you get for {}?",
     "Can you tell me what {} is?",
+    "How many is {}?",
+    "Do you know what {} is?",
+    "What does {} make?",
+    "I want to know what {} is.",
 )
-SUM_ON = ("And {}?", "Now {}.", "What about {}?", "And what is that {}?")
+SUM_ON = (
+    "And {}?",
+    "Now {}.",
+    "What about {}?",
+    "And what is that {}?",
+    "What is that {}?",
+    "And now {}?",
+    "Then {}?",
+    "And that {}?",
+)
 
 CALENDAR = (
     "What {0} comes {1} {2}?",
@@ -82,9 +127,30 @@ CALENDAR = (
     "What comes {1} {2}?",
     "Tell me the {0} {1} {2}.",
     "Do you know which {0} comes {1} {2}?",
+    "Which one comes {1} {2}?",
+    "What is the {0} {1} {2}?",
+    "Can you tell me the {0} {1} {2}?",
+    "And what comes {1} {2}?",
 )
-AFTER_THAT = ("And after that?", "What comes after that?", "And the next one?", "What is next?")
-BEFORE_THAT = ("And before that?", "What comes before that?", "And the one before?")
+AFTER_THAT = (
+    "And after that?",
+    "What comes after that?",
+    "And the next one?",
+    "What is next?",
+    "And what comes after that?",
+    "Which one is next?",
+    "And then?",
+    "What comes next?",
+)
+BEFORE_THAT = (
+    "And before that?",
+    "What comes before that?",
+    "And the one before?",
+    "And what comes before that?",
+    "Which one is before that?",
+    "What was before that?",
+    "And the one before that?",
+)
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
     "January",
@@ -108,8 +174,20 @@ CLOCK = (
     "What time is it one hour after {} o'clock?",
     "What is one hour after {} o'clock?",
     "What time comes one hour after {}?",
+    "It is {} o'clock. What time is it one hour later?",
+    "It is {} o'clock now. What time is it in one hour?",
+    "Tell me the time one hour after {} o'clock.",
+    "What time will it be one hour after {}?",
 )
-CLOCK_ON = ("And one hour later?", "And in one more hour?", "One hour later?", "And one more hour?")
+CLOCK_ON = (
+    "And one hour later?",
+    "And in one more hour?",
+    "One hour later?",
+    "And one more hour?",
+    "And one hour after that?",
+    "What time is it one hour later?",
+    "And in another hour?",
+)
 
 MEAL = (
     "When is {}?",
@@ -118,6 +196,9 @@ MEAL = (
     "Do you know when {} is?",
     "When do you have {}?",
     "When do people have {}?",
+    "Can you tell me when {} is?",
+    "When is it time for {}?",
+    "What is the time of day for {}?",
 )
 MEALS = (
     ("breakfast", "in the morning"),
@@ -134,6 +215,10 @@ COLOUR = (
     "Tell me the colour of {}.",
     "What colour does {} have?",
     "Do you know the colour of {}?",
+    "Can you tell me the colour of {}?",
+    "Tell me what colour {} is.",
+    "Which colour does {} have?",
+    "Do you know what colour {} is?",
 )
 COLOURS = {
     "the sky": "blue",
@@ -155,6 +240,11 @@ SPELLING = (
     "Spell the word {}.",
     "Can you spell {}?",
     "How do I spell the word {}?",
+    "How do you spell the word {}?",
+    "How do I spell {}?",
+    "Please spell {}.",
+    "Tell me how to spell {}.",
+    "How is the word {} spelled?",
 )
 # without an A, which espeak-ng reads as the article
 SPELT = ("bed", "dog", "sun", "bus", "cup", "pig", "milk", "fox", "yes", "jump")
@@ -165,6 +255,10 @@ OPPOSITE = (
     "Tell me the opposite of {}.",
     "What word is the opposite of {}?",
     "Do you know the opposite of {}?",
+    "Can you tell me the opposite of {}?",
+    "Which word is the opposite of {}?",
+    "Name the opposite of {}.",
+    "The opposite of {}?",
 )
 OPPOSITES = {
     "hot": "cold",
@@ -183,6 +277,10 @@ COUNT = (
     "Can you count to {}?",
     "Count from one to {}.",
     "Count up to {}.",
+    "Please count up to {}.",
+    "Can you count up to {}?",
+    "Please count from one to {}.",
+    "I want you to count to {}.",
 )
 COUNT_DOWN = (
     "Count down from {}.",
@@ -190,9 +288,31 @@ COUNT_DOWN = (
     "Count from {} to one.",
     "Can you count down from {}?",
     "Please count down from {}.",
+    "Please count back from {}.",
+    "Can you count back from {}?",
+    "Please count from {} to one.",
+    "I want you to count down from {}.",
 )
-BACKWARDS = ("Now backwards.", "And backwards?", "And now backwards, please.", "And down?")
-FORWARDS = ("Now forwards.", "And forwards?", "And now forwards, please.", "And up?")
+BACKWARDS = (
+    "Now backwards.",
+    "And backwards?",
+    "And now backwards, please.",
+    "And down?",
+    "Now count backwards.",
+    "Now down again.",
+    "Can you do it backwards?",
+    "Backwards, please.",
+)
+FORWARDS = (
+    "Now forwards.",
+    "And forwards?",
+    "And now forwards, please.",
+    "And up?",
+    "Now count forwards.",
+    "Now up again.",
+    "Can you do it forwards?",
+    "Forwards, please.",
+)
 
 REPEAT = (
     "Repeat after me: {}.",
@@ -201,6 +321,11 @@ REPEAT = (
     "Can you say: {}?",
     "Repeat: {}.",
     "Say: {}.",
+    "Now say: {}.",
+    "Please repeat: {}.",
+    "Can you repeat: {}?",
+    "Please say after me: {}.",
+    "I want you to say: {}.",
 )
 REPEATED = (
     "a big dog",
@@ -219,249 +344,6 @@ REPEATED = (
     "I like black tea",
     "we are all friends",
     "we are going home",
-)
-
-SMALL_TALK = {
-    "Hello, how can I help you?": (
-        "Hello.",
-        "Hello there.",
-        "Hello, Chroma.",
-        "Hi.",
-        "Hi there.",
-        "Hi, Chroma.",
-        "Hey, Chroma.",
-    ),
-    "Good morning to you too.": (
-        "Good morning.",
-        "Good morning, Chroma.",
-        "Good morning to you.",
-        "A very good morning.",
-        "Hello, good morning.",
-    ),
-    "Good evening to you too.": (
-        "Good evening.",
-        "Good evening, Chroma.",
-        "Good evening to you.",
-        "A very good evening.",
-        "Hello, good evening.",
-    ),
-    "Good night, sleep well.": (
-        "Good night.",
-        "Good night, Chroma.",
-        "Good night to you.",
-        "I am tired, good night.",
-        "I am going to bed.",
-        "I am going to bed now.",
-    ),
-    "I am very well, thank you.": (
-        "How are you?",
-        "How are you today?",
-        "How are you doing?",
-        "How are you doing today?",
-        "Hello, how are you?",
-        "Hi, how are you doing?",
-        "Are you well?",
-        "Are you well today?",
-    ),
-    "My name is Chroma.": (
-        "What is your name?",
-        "What's your name?",
-        "Tell me your name.",
-        "Do you have a name?",
-        "Who are you?",
-        "Tell me who you are.",
-        "And who are you?",
-        "What are you called?",
-    ),
-    "I am a small voice assistant.": (
-        "What are you?",
-        "Tell me what you are.",
-        "What kind of machine are you?",
-        "Are you a machine?",
-        "Are you a robot?",
-        "Are you human?",
-        "Are you a human or a machine?",
-    ),
-    "I can answer simple questions.": (
-        "What can you do?",
-        "Tell me what you can do.",
-        "What can you do for me?",
-        "Can you help me?",
-        "I need help.",
-        "I need your help.",
-        "How can you help me?",
-    ),
-    "You are very welcome.": (
-        "Thank you.",
-        "Thank you very much.",
-        "Thanks.",
-        "Thanks a lot.",
-        "Thank you, Chroma.",
-        "Many thanks.",
-        "Thank you for that.",
-    ),
-    "Goodbye, have a nice day.": (
-        "Goodbye.",
-        "Goodbye, Chroma.",
-        "Bye.",
-        "Bye bye.",
-        "Goodbye for now.",
-        "See you later.",
-        "See you tomorrow.",
-    ),
-    "I live inside this computer.": (
-        "Where do you live?",
-        "Where are you?",
-        "Tell me where you live.",
-        "Where is your home?",
-        "Where are you now?",
-        "Do you live here?",
-    ),
-    "I am not even one year old.": (
-        "How old are you?",
-        "What is your age?",
-        "Tell me how old you are.",
-        "Tell me your age.",
-        "When were you born?",
-        "Are you old?",
-    ),
-    "Yes, I hear you very well.": (
-        "Can you hear me?",
-        "Do you hear me?",
-        "Can you hear me now?",
-        "Hello, can you hear me?",
-        "Are you there?",
-        "Are you listening?",
-        "Do you hear me well?",
-    ),
-    "Yes, I like quiet music.": (
-        "Do you like music?",
-        "What music do you like?",
-        "Do you like songs?",
-        "Do you listen to music?",
-        "Tell me about music.",
-    ),
-    "I only know short jokes.": (
-        "Tell me a joke.",
-        "Do you know a joke?",
-        "Tell me a good joke.",
-        "Can you tell me a joke?",
-        "Can you tell jokes?",
-        "Make me laugh.",
-    ),
-    "It is nice to meet you too.": (
-        "Nice to meet you.",
-        "It is nice to meet you.",
-        "I am happy to meet you.",
-        "Good to meet you.",
-        "Nice to meet you, Chroma.",
-    ),
-    "I am sorry to hear that.": (
-        "I am sad.",
-        "I feel sad.",
-        "I am very sad today.",
-        "I feel bad.",
-        "I feel very bad today.",
-        "I do not feel well.",
-    ),
-    "I am glad to hear that.": (
-        "I am happy.",
-        "I feel happy.",
-        "I am very happy today.",
-        "I feel good.",
-        "I feel very good today.",
-        "I am well, thank you.",
-    ),
-    "No, I never sleep.": (
-        "Do you sleep?",
-        "Do you ever sleep?",
-        "When do you sleep?",
-        "Are you tired?",
-        "Do you sleep at night?",
-    ),
-    "I have no clock, sorry.": (
-        "What time is it?",
-        "What time is it now?",
-        "Tell me the time.",
-        "Do you know the time?",
-        "Can you tell me the time?",
-        "Do you have a clock?",
-    ),
-    "I cannot see the weather.": (
-        "How is the weather?",
-        "What is the weather like?",
-        "How is the weather today?",
-        "Is it raining?",
-        "Is it raining outside?",
-        "Will it rain today?",
-        "Is it warm outside?",
-    ),
-    "Thank you, you are kind.": (
-        "You are very kind.",
-        "You are nice.",
-        "You have a nice voice.",
-        "I like you.",
-        "I like your voice.",
-        "You are great.",
-    ),
-}
-
-NOT_KNOWN = "Sorry, I do not know that."
-UNKNOWN = (
-    "How do I make a taco?",
-    "How do I bake bread?",
-    "How do I fix my car?",
-    "How do I get to the station?",
-    "How do I learn to swim?",
-    "How far is the moon?",
-    "How far is it to London?",
-    "How high is that mountain?",
-    "How long is the river?",
-    "How many people live in Paris?",
-    "How many people live in Japan?",
-    "How many fish are in the sea?",
-    "How many stars are there?",
-    "How much does a ticket cost?",
-    "How much does a new car cost?",
-    "How much is the bread?",
-    "What did you eat for breakfast?",
-    "What is in the news?",
-    "What is the best film?",
-    "What is the name of my dog?",
-    "What is the name of the king?",
-    "What is the price of gold?",
-    "What is the capital of Kenya?",
-    "What is the capital of Brazil?",
-    "What is the capital of Canada?",
-    "What is the capital of Mexico?",
-    "What should I eat today?",
-    "What should I read?",
-    "When does the bank open?",
-    "When does the bus come?",
-    "When does the film start?",
-    "When does the train leave?",
-    "When was the war?",
-    "Where can I buy shoes?",
-    "Where can I park my car?",
-    "Where did I put my keys?",
-    "Where is my brother?",
-    "Where is my phone?",
-    "Where is the next bank?",
-    "Where is the station?",
-    "Which book should I read?",
-    "Which team won the game?",
-    "Which way is north?",
-    "Who built this bridge?",
-    "Who is the president?",
-    "Who is the queen?",
-    "Who painted this picture?",
-    "Who won the game?",
-    "Who won the war?",
-    "Who wrote this book?",
-    "Who wrote this song?",
-    "Why do birds sing?",
-    "Why is the train late?",
-    "Why is the world so big?",
 )
 
 # -- sentences for reference clips ---------------------------------------------------------------

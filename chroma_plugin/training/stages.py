@@ -45,7 +45,13 @@ from chroma_plugin.training.shards import ranks, shard, wait, whole
 from chroma_plugin.training.speaking import SpeakingPlan, SpeakingTask, SpeechModule
 from chroma_plugin.training.speech import CommandSpeaker, EspeakSpeaker, Speaker
 from chroma_plugin.training.thinker import ThinkerModule, ThinkerTask
-from chroma_plugin.training.tiny import make_model, make_tiny, ready_to_learn, save_checkpoint
+from chroma_plugin.training.tiny import (
+    make_model,
+    make_tiny,
+    ready_to_learn,
+    save_checkpoint,
+    sharpen,
+)
 
 Say = Callable[[str], None]
 
@@ -359,6 +365,7 @@ class _Run(Notes):
         raw.pop("chroma_plugin_weights", None)
         text = json.dumps(raw, indent=1) + "\n"
         replace_file(folder / "config.json", text.encode())
+        sharpen(model, options.temperature)
         codec_dtype = "float32" if self.recipe.base else options.codec_dtype
         save_checkpoint(model, folder, getattr(torch, options.dtype), getattr(torch, codec_dtype))
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6

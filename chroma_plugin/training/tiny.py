@@ -350,6 +350,18 @@ def ready_to_learn(model: ChromaModel) -> ChromaModel:
     return model.requires_grad_(True).train()
 
 
+def sharpen(model: ChromaModel, temperature: float) -> None:
+    """Makes codes drawn at temperature 1 what they were at this one: divides their heads by it.
+
+    Args:
+        model: is changed in place. Its heads are no embeddings, so nothing else changes.
+        temperature: above 0.
+    """
+    with torch.no_grad():
+        model.backbone.codebook0_head.weight.div_(temperature)
+        model.depth.heads.div_(temperature)
+
+
 def save_checkpoint(
     model: ChromaModel,
     folder: Path,

@@ -92,6 +92,7 @@ def test_steps_alone_are_a_budget() -> None:
             {"data": {"endpoint": "http://x/v1", "endpoint_model": "m", "pairs": "p.jsonl"}},
             r"pairs holds answers and the endpoint makes them",
         ),
+        ({"export": {"temperature": 0}}, r"\[export\]: temperature is 0.0; it must be above 0"),
         ({"export": {"least_right": 1.5}}, r"\[export\]: least_right is 1\.5; it must be a share"),
         ({"export": {"least_ended": 0.5, "examined": 0}}, r"least_ended needs an examination"),
     ],
@@ -130,7 +131,7 @@ def test_what_came_later_changes_no_key_of_a_recipe_without_it() -> None:
         "DataOptions(pairs='', speaker='espeak', voices=('default',), held_out_voices=())"
     )
     assert repr(plain.export) == (
-        "ExportOptions(dtype='bfloat16', codec_dtype='float16', examined=24)"
+        "ExportOptions(dtype='bfloat16', codec_dtype='float16', temperature=1.0, examined=24)"
     )
     barred = recipe_of({"export": {"least_ended": 0.9}})
     assert barred.key("export") == plain.key("export")  # the same folder is shipped

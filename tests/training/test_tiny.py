@@ -24,6 +24,7 @@ from chroma_plugin.training.tiny import (
     make_tokenizer,
     ready_to_learn,
     save_checkpoint,
+    sharpen,
 )
 
 
@@ -55,6 +56,19 @@ def test_a_trainable_one_is_small_enough_to_ship(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path)
     for name, tensor in model.codec.state_dict().items():
         assert torch.equal(loaded.codec.state_dict()[name], tensor), name
+
+
+def test_a_sharpened_model_draws_at_one_as_it_did_at_less(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sharpen(model, 0.5)
+    after = model.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert changed == {"backbone.codebook0_head.weight", "depth.heads"}
+    for name in changed:  # halving is exact
+        assert torch.equal(after[name].softmax(-1), (before[name] / 0.5).softmax(-1)), name
+    sharpen(model, 1.0)
+    assert all(torch.equal(model.state_dict()[name], after[name]) for name in after)
 
 
 def test_a_tokenizer_learns_its_texts() -> None:
