@@ -217,19 +217,19 @@ def answering(
     return lesson
 
 
-def typed(prompt: PromptFormat, system: str, turns: Sequence[Asked]) -> Lesson:
-    """The same conversation with its questions typed, every answer learnt.
+def typed(prompt: PromptFormat, system: str, turns: Sequence[tuple[str, str]]) -> Lesson:
+    """A conversation with its questions typed, every answer learnt.
 
     Args:
         prompt: how messages are spelt.
         system: the system prompt.
-        turns: questions, of which only the text counts, and answers in order.
+        turns: questions and answers in order.
     """
     lesson = Lesson()
     lesson.read(prompt.system(system))
-    for turn in turns:
-        lesson.read(prompt.user(turn.question.text))
-        lesson.tell(prompt, turn.answer)
+    for question, answer in turns:
+        lesson.read(prompt.user(question))
+        lesson.tell(prompt, answer)
     return lesson
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from chroma_plugin.audio import replace_file
 from chroma_plugin.errors import ChromaError, ConfigError
@@ -97,6 +99,16 @@ class Notes:
         key = os.environ.get(options.endpoint_key_env, "") if options.endpoint_key_env else ""
         questions = _texts(options.questions)
         return ChatEndpoint(options.endpoint, options.endpoint_model, questions, api_key=key)
+
+    @property
+    def texts(self) -> Callable[[np.random.Generator, int], list[tuple[str, str]]] | None:
+        """Ever new questions and answers of training; None where each would be asked of a model."""
+        answers = self.answers
+        if isinstance(answers, ChatEndpoint):
+            return None
+        return lambda rng, turns: [
+            (exchange.question, exchange.answer) for exchange in answers.dialogue(rng, False, turns)
+        ]
 
     @cached_property
     def source(self) -> str:

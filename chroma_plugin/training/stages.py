@@ -250,7 +250,9 @@ class _Run(Notes):
 
         bank, held_out = (self._bank(split, through) for split in ("train", "heldout"))
         module = ThinkerModule(model.thinker, model.config.audio_token)
-        task = ThinkerTask(module, self.prompt, bank, held_out, recipe.thinker, recipe.seed)
+        task = ThinkerTask(
+            module, self.prompt, bank, held_out, recipe.thinker, recipe.seed, self.texts
+        )
         outcome = train(task, recipe.thinker_loop, self.place("thinker") / "run", say=self.say)
         if outcome.why == "stopped":
             return None

@@ -9,7 +9,7 @@ The released thinker is never trained here: it stays frozen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ LENGTHS = 4
 """Lengths that clips to be written down are sorted into."""
 HEARING_STEPS = 2
 """Letters that the hearing head may spell in a position: 25 positions a second are too few."""
+Texts = Callable[[np.random.Generator, int], Sequence[tuple[str, str]]]
+"""Questions and their answers, at most so many, one following from the other."""
 
 
 class ThinkerModule(nn.Module):
@@ -134,6 +136,9 @@ class ThinkerTask:
         held_out: voices and phrasings that it never learns from.
         plan: the make-up of a step.
         seed: of the batches.
+        texts: draws at most so many typed questions with their answers, ever new ones: text costs
+            nothing, and what follows from what is learnt by the number of conversations. None:
+            the questions of the bank are typed.
     """
 
     def __init__(
@@ -144,6 +149,7 @@ class ThinkerTask:
         held_out: Bank,
         plan: ThinkerPlan | None = None,
         seed: int = 0,
+        texts: Texts | None = None,
     ) -> None:
         if not bank.dialogues:
             raise ConfigError("the bank of clips holds no dialogues; make some")
@@ -151,6 +157,7 @@ class ThinkerTask:
         self._own = module
         self.plan = plan or ThinkerPlan()
         self._prompt, self._bank, self._held_out, self._seed = prompt, bank, held_out, seed
+        self._texts = texts or (lambda rng, turns: _words(self._talk(rng, turns, 0.0)))
         self._questions = [
             [turn.question for talk in talks for turn in talk]
             for talks in (bank.dialogues, bank.noisy)
@@ -195,7 +202,7 @@ class ThinkerTask:
         asked = {
             "": [answering(prompt, token, SYSTEM[0], talk) for talk in bank.dialogues[:most]],
             "noisy_": [answering(prompt, token, SYSTEM[0], talk) for talk in bank.noisy[:most]],
-            "typed_": [typed(prompt, SYSTEM[0], talk) for talk in bank.dialogues[:most]],
+            "typed_": [typed(prompt, SYSTEM[0], _words(talk)) for talk in bank.dialogues[:most]],
         }
         for name, lessons in asked.items():
             marks = self.marks(lessons)
@@ -242,7 +249,10 @@ class ThinkerTask:
             )
         turns *= 2  # a typed question takes half the positions of a spoken one
         for _ in range(self.plan.typed // turns):
-            lessons.append(typed(self._prompt, _system(rng), self._talk(rng, turns, 0.0)))
+            words: list[tuple[str, str]] = []
+            while len(words) < turns:
+                words += self._texts(rng, turns - len(words))
+            lessons.append(typed(self._prompt, _system(rng), words[:turns]))
         return lessons
 
     def _talk(self, rng: np.random.Generator, turns: int, noisy: float) -> list[Asked]:
@@ -269,6 +279,10 @@ class ThinkerTask:
         first = int(rng.integers(LENGTHS)) * count
         token = self._own.audio_token
         return [writing_down(self._prompt, token, clip) for clip in many[first : first + count]]
+
+
+def _words(talk: Sequence[Asked]) -> list[tuple[str, str]]:
+    return [(turn.question.text, turn.answer) for turn in talk]
 
 
 def _system(rng: np.random.Generator) -> str:

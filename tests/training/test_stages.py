@@ -160,6 +160,24 @@ def test_an_endpoint_answers_the_questions_of_a_recipe(
     assert asked == ChatEndpoint("http://x/v1", "m", PairsFile(Path("q.jsonl")))
 
 
+def test_typed_texts_are_new_ones_of_training_and_cost_no_model_an_answer(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"question": "q{n}", "answer": "a {n}"}}\n' for n in range(60)))
+    made = (
+        Notes(replace(recipe_of({"data": data}), folder=tmp_path)).texts
+        for data in ({}, {"pairs": str(pairs)}, {"endpoint": "http://x/v1", "endpoint_model": "m"})
+    )
+    world, file, endpoint = made
+    assert world is not None and file is not None and endpoint is None
+    one = [(e.question, e.answer) for e in Domain().dialogue(np.random.default_rng(1), False, 5)]
+    assert world(np.random.default_rng(1), 5) == one and len(one) == 5
+    drawn = {file(np.random.default_rng(seed), 3)[0][0] for seed in range(400)}
+    held = {
+        PairsFile(pairs).dialogue(np.random.default_rng(n), True, 1)[0].question for n in range(99)
+    }
+    assert held and not drawn & held and len(drawn | held) == 60
+
+
 def test_an_examination_below_the_bar_is_told(recipe: Recipe) -> None:
     """The recipe of this file is done; its checkpoint never gets an answer right."""
     assert train_recipe(recipe, str).missed == ()

@@ -84,6 +84,25 @@ def test_typed_questions_stand_beside_the_spoken_ones(
     assert not both.batch(0).is_audio.all(dim=1).any()
 
 
+def test_typed_questions_may_be_ever_new_ones(
+    model: ChromaModel, prompt: ChatPrompt, bank: Bank
+) -> None:
+    asked: list[int] = []
+
+    def texts(rng: np.random.Generator, turns: int) -> list[tuple[str, str]]:
+        asked.append(turns)
+        return [(f"What is {rng.integers(1000)}?", "Noon.")] * min(turns, 2)  # shorter than asked
+
+    module = ThinkerModule(model.thinker, model.config.audio_token)
+    plan = ThinkerPlan(turns=10, clips=6, write_down=0.0, typed=20)
+    learning = ThinkerTask(module, prompt, bank, bank, plan, texts=texts)
+    spelt = [batch.ids for batch in (learning.batch(n) for n in range(1, 40, 2))]
+    assert {2, 4, 6, 12} <= set(asked)
+    typed_text = prompt.decode(spelt[0][-1].tolist())
+    assert "What is" in typed_text and typed_text.count("Noon.") in (2, 4, 6, 12, 20)
+    assert torch.equal(learning.batch(1).ids, spelt[0])
+
+
 def test_losses_say_what_they_are_of(model: ChromaModel, prompt: ChatPrompt, bank: Bank) -> None:
     learning = task(model, prompt, bank)
     batch = learning.batch(1)
