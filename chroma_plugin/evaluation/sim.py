@@ -18,9 +18,10 @@ from chroma_plugin.errors import AudioError, ConfigError
 from chroma_plugin.evaluation import article
 from chroma_plugin.evaluation.intervals import bootstrap
 from chroma_plugin.evaluation.outcome import Bars, Grid, Outcome, rounded
-from chroma_plugin.evaluation.speakers import SpeakerMeasure, Vector
+from chroma_plugin.evaluation.speakers import SpeakerMeasure
 from chroma_plugin.evaluation.synthesis import Spoken, Task
 from chroma_plugin.evaluation.transcripts import AsrCommand, errors, words
+from chroma_plugin.evaluation.voice_traits import Vector
 from chroma_plugin.voice import Voice
 
 Speak = Callable[[Sequence[Task]], list[Spoken | str]]

@@ -16,7 +16,8 @@ import numpy as np
 from chroma_plugin.audio import Samples
 from chroma_plugin.errors import AudioError
 from chroma_plugin.evaluation.conversation import Reply, Talk
-from chroma_plugin.evaluation.speakers import SpeakerMeasure, Vector
+from chroma_plugin.evaluation.speakers import SpeakerMeasure
+from chroma_plugin.evaluation.voice_traits import Vector
 from chroma_plugin.reply import EndReason
 from chroma_plugin.training.codec.judge import pitches
 from chroma_plugin.training.lessons import words_of

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from chroma_plugin.audio import INPUT_RATE_HZ
+from chroma_plugin.audio import INPUT_RATE_HZ, OUTPUT_RATE_HZ, read_audio, resample
 from chroma_plugin.errors import AudioError, ChromaError, ConfigError
 from chroma_plugin.evaluation.speakers import LightMeasure, cosine, speaker_measure
-from tests.evaluation.conftest import vowels
+from tests.evaluation.conftest import CLIP, vowels
 
 VOICES = [(100.0, 1.0), (125.0, 0.9), (160.0, 1.05), (200.0, 1.18), (240.0, 1.1), (300.0, 1.3)]
 
@@ -33,6 +33,18 @@ def test_the_light_measure_minds_neither_level_nor_silence() -> None:
     voice = measure.embed(clip)
     assert measure.compare(voice, measure.embed(clip * 0.2)) > 0.95
     assert measure.compare(voice, measure.embed(np.pad(clip, 12_000))) > 0.9
+
+
+def test_the_light_measure_knows_the_packaged_voice_again() -> None:
+    """Another sentence, and noise 30 dB below it, change less than another pitch and tract."""
+    measure, clip = LightMeasure(), read_audio(CLIP, OUTPUT_RATE_HZ)
+    first, second = clip[: len(clip) // 2], clip[len(clip) // 2 :]
+    noise = np.random.default_rng(0).normal(0, 0.03 * np.sqrt(np.mean(first**2)), len(first))
+    voice = measure.embed(second)
+    again = [measure.embed(first), measure.embed((first + noise).astype(np.float32))]
+    others = [measure.embed(resample(first, OUTPUT_RATE_HZ, hz)) for hz in (19_200, 30_000)]
+    alike = min(measure.compare(voice, one) for one in again)
+    assert alike > 1.5 * max(measure.compare(voice, one) for one in others)
 
 
 def test_what_tells_no_voice_is_refused() -> None:
