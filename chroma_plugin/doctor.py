@@ -30,6 +30,7 @@ Version = tuple[int, ...]
 PYTHON = ((3, 11), (3, 14))
 TORCH = (2, 9)
 TRANSFORMERS = ((5, 10), (6,))
+PERTH = ((1, 0, 1), (1, 1))
 PIPECAT, LIVEKIT = (1, 14), (1, 8)  # the releases that the adapters are tested with
 TORCH_WHEELS = {(12, 6): "cu126", (12, 8): "cu128", (13, 0): "cu130"}
 
@@ -59,6 +60,7 @@ print(json.dumps({"formats": sorted(soundfile.available_formats()),
                   "libsndfile": soundfile.__libsndfile_version__}))
 """
 TRANSFORMERS_PROBE = "from transformers import AutoTokenizer, WhisperFeatureExtractor; print('{}')"
+WATERMARK_PROBE = "from chroma_plugin.perth import Perth; Perth.load().marker(); print('{}')"
 TORCHAUDIO_PROBE = "import torchaudio; print('{}')"
 
 
@@ -99,6 +101,7 @@ def examine(model: str = DEFAULT_MODEL) -> Iterator[Finding]:
     yield check_transformers()
     yield check_host("pipecat-ai", PIPECAT, "pipecat-ai==1.14.*")
     yield check_host("livekit-agents", LIVEKIT, "livekit-agents==1.8.*")
+    yield check_watermark()
     yield check_audio()
     yield check_memory(model, on_gpu=bool(torch.answer and torch.answer["gpus"]))
     yield check_disk(Path.cwd())
@@ -294,6 +297,23 @@ def check_host(distribution: str, tested: Version, requirement: str) -> Finding:
         wrong = f"The adapter is tested with {wanted}.x."
         return Finding(distribution, "warning", installed, wrong, mend)
     return Finding(distribution, "ok", installed)
+
+
+def check_watermark() -> Finding:
+    """Optional: the weights of the mark that a server puts on replies, and of its detector."""
+    name, installed = "resemble-perth", version_of("resemble-perth")
+    mend = "pip install 'resemble-perth>=1.0.1,<1.1'"
+    if installed is None:
+        about = "`serve` marks replies with it, `voices detect` looks for the mark"
+        return Finding(name, "ok", f"not installed; {about}: {mend}")
+    if not PERTH[0] <= numbers(installed) < PERTH[1]:
+        wrong = "The mark on replies was made with 1.0.x, from 1.0.1 on."
+        return Finding(name, "warning", installed, wrong, mend)
+    tried = probe(WATERMARK_PROBE)
+    if tried.answer is None:
+        mend = f"pip install --force-reinstall --no-deps 'resemble-perth=={installed}'"
+        return Finding(name, "warning", installed, f"`serve` cannot mark: {tried.error}", mend)
+    return Finding(name, "ok", f"{installed}: replies can be marked, and the mark found")
 
 
 def check_audio() -> Finding:

@@ -23,6 +23,7 @@ class EndReason(StrEnum):
     MAX_SECONDS = "max_seconds"  # the cap on the length of a reply
     POSITIONS = "positions"  # the backbone's positions are used up
     REPEATED = "repeated"  # the same frame again and again
+    UNFINISHED = "unfinished"  # the model stopped before the end of the text that it was to say
     CANCELLED = "cancelled"  # cancel(), a newer reply, or aclose()
 
 

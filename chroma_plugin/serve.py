@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,14 +15,16 @@ import typer
 
 from chroma_plugin import __version__
 from chroma_plugin.config import DEFAULT_MODEL, EngineConfig
-from chroma_plugin.errors import ChromaError
+from chroma_plugin.errors import ChromaError, ConfigError
 from chroma_plugin.server import logs
-from chroma_plugin.server.settings import ServerConfig, api_keys
+from chroma_plugin.server.settings import ServerConfig, api_keys, model_name
 from chroma_plugin.session import SpeechEngine
 from chroma_plugin.voice_store import default_folder
 
 if TYPE_CHECKING:
     from chroma_plugin.server.ray_app import Arguments
+
+log = logging.getLogger(__name__)
 
 Watermark = Literal["perth", "off"]
 
@@ -49,7 +54,7 @@ def serve(
         Watermark, typer.Option(help="The inaudible mark on replies; off: they go out unmarked.")
     ] = "perth",
     log_format: Annotated[
-        logs.LogFormat, typer.Option(help="Of the lines on stderr; json is one object a line.")
+        logs.LogFormat, typer.Option(help="Of the lines on stderr; json: each is one object.")
     ] = "text",
     log_level: Annotated[logs.LogLevel, typer.Option(help="Of these lines.")] = "info",
 ) -> None:
@@ -58,14 +63,30 @@ def serve(
     Beyond this machine $CHROMA_API_KEY is needed: one key, or several with commas between them;
     `KEY:talk` opens everything but enrolling voices.
     """
-    config = ServerConfig(
-        host=host,
-        port=port,
-        voices=voices or _kept_voices(),
-        max_sessions=max_sessions,
-        api_keys=api_keys(os.environ.get("CHROMA_API_KEY", "")),
-        origins=tuple(origin or ()),
-    )
+    logs.set_up(log_format, log_level)
+    with _in_form(log_format):
+        config = ServerConfig(
+            host=host,
+            port=port,
+            model=model_name(model),
+            voices=voices or _kept_voices(),
+            max_sessions=max_sessions,
+            api_keys=api_keys(os.environ.get("CHROMA_API_KEY", "")),
+            origins=tuple(origin or ()),
+        )
+        sessions = 2 * max_sessions  # out-of-band replies take sessions of their own
+        settings = EngineConfig(model, device, max_replies=max_replies, max_sessions=sessions)
+        _serve(config, settings, watermark, log_format)
+
+
+def _serve(
+    config: ServerConfig, settings: EngineConfig, watermark: Watermark, form: logs.LogFormat
+) -> None:
+    """Serves until it is told to stop; what cannot be is told first.
+
+    Raises:
+        ChromaError: it cannot be served; says how to mend it.
+    """
     try:
         from chroma_plugin.server.app import create_app
         from chroma_plugin.server.metrics import gpu_bytes
@@ -78,19 +99,15 @@ def serve(
             "Install it: pip install 'chroma-plugin[server]'"
         ) from error
     from chroma_plugin.engine.engine import Engine
+    from chroma_plugin.engine.parts import find_device
     from chroma_plugin.model.weights import find_checkpoint
 
-    _check_port(host, port)
-    find_checkpoint(model)  # a name that is none is told now, not by a server that never gets ready
-    sessions = 2 * max_sessions  # out-of-band replies take sessions of their own
-    settings = EngineConfig(model, device, max_replies=max_replies, max_sessions=sessions)
+    # Told now, not by a server that says that it serves and never gets ready.
+    _check_port(config.host, config.port)
+    find_device(settings.device)
+    find_checkpoint(settings.model)
     engine = marked_engine(Engine(settings), watermark)
-    place = f"[{host}]" if ":" in host else host
-    print(f"Serving {model}: ws://{place}:{port}/v1/realtime  (Ctrl+C ends it)", file=sys.stderr)
-    print(f"To talk to it in a browser: {config.page_address}", file=sys.stderr)
-    if watermark == "off":
-        print("Replies are not marked as synthetic (--watermark off).", file=sys.stderr)
-    logs.set_up(log_format, log_level)
+    _announce(config, watermark, form)
     smart_turn.load()  # an import takes time from whoever speaks, so it comes before anybody does
     served = create_app(
         engine,
@@ -100,6 +117,35 @@ def serve(
         version=__version__,
     )
     listen(served, config)
+
+
+def _announce(config: ServerConfig, watermark: Watermark, form: logs.LogFormat) -> None:
+    """Says where it serves: in sentences for who started it, or, so that all lines of the stream
+    are JSON where that was asked for, as lines of the log."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"ws://{host}:{config.port}/v1/realtime"
+    unmarked = "Replies are not marked as synthetic (--watermark off)."
+    if form == "json":
+        logs.tell(log, "serving", model=config.model, address=address, page=config.page_address)
+        if watermark == "off":
+            log.warning(unmarked)
+        return
+    print(f"Serving {config.model}: {address}  (Ctrl+C ends it)", file=sys.stderr)
+    print(f"To talk to it in a browser: {config.page_address}", file=sys.stderr)
+    if watermark == "off":
+        print(unmarked, file=sys.stderr)
+
+
+@contextmanager
+def _in_form(form: logs.LogFormat) -> Iterator[None]:
+    """Where lines are JSON, a start that fails is told in one, too; else whoever called tells."""
+    try:
+        yield
+    except ChromaError as error:
+        if form != "json":
+            raise
+        log.error("%s", error)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
 
 
 def _kept_voices() -> Path | None:

@@ -266,6 +266,9 @@ class Session:
     def say(self, text: str) -> ReplyStream:
         """Speaks the given text word for word in the voice; it becomes part of the history.
 
+        A model may stop before the end of it, a small one often does: the reply then ends with
+        `EndReason.UNFINISHED`, and its text, here and in the history, is what was said.
+
         Raises:
             ConfigError: the text is empty.
             SessionClosed: after `aclose`.

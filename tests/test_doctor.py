@@ -29,6 +29,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     installed = {
         "torch": "2.11.0+cu130", "torchaudio": "2.11.0", "transformers": "5.23.0",
         "pipecat-ai": "1.14.0", "livekit-agents": "1.8.2", "soundfile": "0.13.1", "soxr": "1.0.0",
+        "resemble-perth": "1.0.1",
     }  # fmt: skip
     formats = Probe({"formats": ["FLAC", "MP3", "WAV"], "libsndfile": "1.2.2"})
     monkeypatch.setattr(doctor, "version_of", installed.get)
@@ -58,7 +59,7 @@ def test_a_sound_installation_is_all_ok(versions: dict[str, str]) -> None:
     assert {row.status for row in rows} == {"ok"}, rows
     assert [row.name for row in rows] == [
         "Python", "torch", "GPU", "torchaudio", "transformers", "pipecat-ai", "livekit-agents",
-        "audio", "memory", "disk", "checkpoint", "weights",
+        "resemble-perth", "audio", "memory", "disk", "checkpoint", "weights",
     ]  # fmt: skip
 
 
@@ -215,6 +216,26 @@ def test_hosts_are_optional(versions: dict[str, str]) -> None:
     versions.pop("pipecat-ai")
     row = doctor.check_host("pipecat-ai", doctor.PIPECAT, "pipecat-ai==1.14.*")
     assert_row(row, "ok", "optional: pip install 'pipecat-ai==1.14.*'")
+
+
+def test_the_mark_on_replies(versions: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_row(doctor.check_watermark(), "ok", "1.0.1", "the mark found")
+    broken(monkeypatch, "ChromaError: there are no weights in /there")
+    row = doctor.check_watermark()
+    assert_row(row, "warning", "cannot mark: ChromaError: there are no weights", "--force-reinst")
+    for other in ("1.0.0", "1.1.0", "2.0"):
+        versions["resemble-perth"] = other
+        assert_row(doctor.check_watermark(), "warning", other, "resemble-perth>=1.0.1,<1.1")
+    versions.pop("resemble-perth")
+    row = doctor.check_watermark()
+    assert_row(row, "ok", "not installed", "`serve` marks", "pip install 'resemble-perth>=1.0.1")
+
+
+def test_the_mark_that_is_installed_here_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    if doctor.version_of("resemble-perth") is None:
+        pytest.skip("resemble-perth is not installed")
+    exec(doctor.WATERMARK_PROBE, {})
+    assert capsys.readouterr().out == "{}\n"
 
 
 def test_audio(versions: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.errors import AudioError, ConfigError, EngineBusy
 from chroma_plugin.loadtest import between, packaged_question, read_question
 from chroma_plugin.reply import Sink
+from chroma_plugin.server.settings import ApiKey, ServerConfig
 from chroma_plugin.session import Session
 from tests.client.test_remote_real import started
 from tests.fakes import FakeConversation, FakeEngine
@@ -148,6 +149,27 @@ async def test_what_is_lost_is_told_by_its_reason() -> None:
     load = RemoteLoad("ws://127.0.0.1:9/v1/realtime", replace(SHORT, users=1, calls=1), [])
     assert list((await load.run()).lost) == ["not connected: ConnectionRefusedError"]
     assert "nobody was answered" in load.tally.violations(SHORT)
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("x" * 32, "the server turned the key away (401)"),
+        (None, "the server wants a key, and none was given (401)"),
+    ],
+)
+async def test_a_key_that_is_turned_away_is_told_and_not_tried_again(
+    key: str | None, why: str
+) -> None:
+    async with serving(FakeEngine(), ServerConfig(api_keys=(ApiKey("k" * 32),))) as place:
+        plan = replace(SHORT, users=2, calls=None)  # for an hour, were it not for the key
+        load = RemoteLoad(f"ws://{place}/v1/realtime", plan, [tone()], key=key)
+        tally = await load.run()
+        nowhere = RemoteLoad(f"ws://{place}/v1/nowhere", replace(SHORT, users=1, calls=1), [tone()])
+        assert list((await nowhere.run()).lost) == ["not connected: the server answers 403"]
+    ((told, count),) = tally.lost.items()
+    assert told.startswith(why) and "CHROMA_API_KEY" in told
+    assert (count, tally.calls) == (2, 2)
 
 
 async def test_errors_and_hanging_up_break_a_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import chroma_plugin.engine.engine
+import chroma_plugin.engine.parts
 import chroma_plugin.server.app
 import chroma_plugin.server.run
 from chroma_plugin.errors import ChromaError, ConfigError
@@ -55,6 +57,7 @@ def test_it_listens_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded == [True]  # before anybody can speak
     (config,) = served
     assert (config.host, config.port, config.max_sessions) == ("0.0.0.0", 9000, 3)
+    assert config.model == "chroma-tiny"
     assert config.api_keys[0].key == "k" * 20
     assert "in a browser: http://localhost:9000/" in done.output
 
@@ -105,6 +108,44 @@ def test_what_cannot_be_served_is_told_before_anything_is_loaded(
     with pytest.raises(ChromaError, match="nonsense"):
         words = ["--port", port, "--model", "./nonsense"]
         CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_a_device_that_is_not_there_is_told_before_it_says_that_it_serves(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chroma_plugin.engine.parts.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        chroma_plugin.server.run, "serve", lambda app, config: pytest.fail("it started")
+    )
+    with pytest.raises(ConfigError, match=r"no CUDA device.*doctor"):
+        CliRunner().invoke(app, ["--device", "cuda"], catch_exceptions=False)
+    assert "Serving" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("level", ["info", "error"])
+def test_every_line_is_json_where_that_was_asked_for(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chroma_plugin.engine.engine, "Engine", lambda config: FakeEngine())
+    monkeypatch.setattr(chroma_plugin.server.run, "serve", lambda app, config: None)
+    words = ["--log-format", "json", "--log-level", level, "--watermark", "off"]
+    done = CliRunner().invoke(app, [*words, "--port", "9000"], catch_exceptions=False)
+    assert done.exit_code == 0
+    lines = [json.loads(line) for line in done.output.splitlines()]
+    if level == "error":
+        assert lines == []
+        failed = CliRunner().invoke(app, [*words, "--model", "./nonsense"], catch_exceptions=False)
+        assert failed.exit_code == 1
+        (line,) = map(json.loads, failed.output.splitlines())
+        assert line["level"] == "error" and "nonsense" in line["message"]
+        return
+    assert [line["message"].split(" (")[0] for line in lines] == [
+        "serving",
+        "Replies are not marked as synthetic",
+    ]
+    assert lines[0]["model"] == "chroma-tiny"
+    assert lines[0]["address"] == "ws://127.0.0.1:9000/v1/realtime"
+    assert lines[0]["page"] == "http://127.0.0.1:9000/"
 
 
 def test_voices_that_were_added_on_this_machine_are_served(

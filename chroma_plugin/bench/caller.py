@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, Samples, float_to_pcm, pcm_to_float
 from chroma_plugin.bench.hearing import Playback
@@ -31,6 +31,10 @@ HARMLESS = frozenset({"response_cancel_not_active", "input_audio_buffer_commit_e
 
 class CallFailed(Exception):
     """A call, or a turn of it, that came to nothing; the message says what failed."""
+
+
+class KeyRefused(CallFailed):
+    """The server does not let this caller in; no further call would be."""
 
 
 @dataclass(slots=True)
@@ -81,6 +85,7 @@ class Caller:
         clock: seconds, from anywhere.
 
     Raises:
+        KeyRefused: on entering: the server wants a key, or another one.
         CallFailed: on entering: the server cannot be reached, or has no room.
     """
 
@@ -121,6 +126,8 @@ class Caller:
                     close_timeout=1.0,
                 )
                 first = json.loads(await self._socket.recv())
+        except InvalidStatus as error:
+            raise self._refused(error.response.status_code) from error
         except (OSError, TimeoutError, WebSocketException, ValueError) as error:
             raise CallFailed(f"not connected: {type(error).__name__}") from error
         if first["type"] != "session.created":
@@ -139,6 +146,13 @@ class Caller:
         if self._turns == "server":
             self._tasks.append(asyncio.create_task(self._keep_microphone_on()))
         return self
+
+    def _refused(self, status: int) -> CallFailed:
+        if status != 401:
+            return CallFailed(f"not connected: the server answers {status}")
+        if self._headers:
+            return KeyRefused("the server turned the key away (401)")
+        return KeyRefused("the server wants a key, and none was given (401)")
 
     async def __aexit__(
         self,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chroma_plugin.audio import Samples
-from chroma_plugin.bench.caller import Answer, Caller, CallFailed, Turns, alike
+from chroma_plugin.bench.caller import Answer, Caller, CallFailed, KeyRefused, Turns, alike
 from chroma_plugin.bench.report import (
     ClientFacts,
     Curve,
@@ -29,6 +29,7 @@ from chroma_plugin.bench.report import (
 )
 from chroma_plugin.errors import ChromaError
 
+KEY_HINT = "; set CHROMA_API_KEY here to a key of that server's"
 ALIKE = 0.9
 """A greeting is the same speech as before; another one's is near 0."""
 NAMES = (
@@ -233,6 +234,9 @@ class RemoteLoad:
             try:
                 async with caller:
                     await self._call(caller, user, dice)
+            except KeyRefused as error:
+                self.tally.lose(f"{error}{KEY_HINT}")
+                return
             except CallFailed as error:
                 self.tally.lose(str(error))
             for stranger in caller.strangers:

@@ -122,7 +122,7 @@ class Line:
             await socket.close()
             about = first.get("error", {})
             if about.get("code") == "server_overloaded":
-                raise EngineBusy(f"The server has no room: {about.get('message')}")
+                raise EngineBusy(f"The server takes no conversation: {about.get('message')}")
             raise EngineFailed(f"The server turns us away: {about.get('message')}")
         self._outgoing = asyncio.Queue()
         for event in self.greeting():

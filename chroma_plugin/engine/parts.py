@@ -24,6 +24,25 @@ class Parts:
     mel: LogMel
 
 
+def find_device(device: str) -> str:
+    """The device that is meant; `auto` is CUDA if there is one, else the CPU.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if seen else "cpu"
+    number = device.partition(":")[2] if ":" in device else "0"
+    if device.startswith("cuda") and not (number.isdecimal() and int(number) < seen):
+        there = f"CUDA devices 0 to {seen - 1} only" if seen else "no CUDA device"
+        raise ConfigError(
+            f"The device is {device!r} (EngineConfig.device, --device), but torch sees {there}. "
+            "Use cpu or auto, or run `chroma-plugin doctor` to see what is wrong."
+        )
+    return device
+
+
 def load_parts(config: EngineConfig) -> Parts:
     """Loads the checkpoint that a configuration names.
 
@@ -31,13 +50,7 @@ def load_parts(config: EngineConfig) -> Parts:
         CheckpointError: it cannot be found or loaded.
         ConfigError: the device is not there, or cannot compute with weights quantised this way.
     """
-    cuda = torch.cuda.is_available()
-    device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
-    if device.startswith("cuda") and not cuda:
-        raise ConfigError(
-            f"EngineConfig.device is {device!r}, but torch sees no CUDA device. Use "
-            'device="cpu", or run `chroma-plugin doctor` to see what is wrong.'
-        )
+    device = find_device(config.device)
     dtype = {"auto": torch.bfloat16 if device != "cpu" else torch.float32}.get(
         config.dtype
     ) or getattr(torch, config.dtype)

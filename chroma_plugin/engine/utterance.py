@@ -145,7 +145,7 @@ class Utterance:
             Why it has ended; None if it goes on. A frame that ends the speech has no sound.
         """
         if self.sizes.is_end_of_speech(codes):
-            return EndReason.END_OF_SPEECH
+            return self._stopped(EndReason.END_OF_SPEECH)
         slot.frames += 1
         self._unvoiced.append(not slot.texting)
         return self._limit(slot, codes)
@@ -211,5 +211,10 @@ class Utterance:
         if slot.position + 3 > config.backbone_positions:
             return EndReason.POSITIONS
         if self._repeats >= config.repeat_stop_frames:
-            return EndReason.REPEATED
+            return self._stopped(EndReason.REPEATED)
         return None
+
+    def _stopped(self, reason: EndReason) -> EndReason:
+        """Why it has ended, when the model stopped by itself: it may do so in mid-text."""
+        unread = self.say is not None and len(self.entry.tokens) < len(self.say)
+        return EndReason.UNFINISHED if unread else reason

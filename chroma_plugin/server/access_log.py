@@ -67,4 +67,4 @@ class AccessLog:
 def route_of(scope: Scope) -> str:
     """The route that a request was for; `none` if there is none."""
     route: Any = scope.get("route")
-    return str(getattr(route, "path", "none"))
+    return str(getattr(route, "path_format", None) or getattr(route, "path", "none"))

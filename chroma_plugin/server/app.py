@@ -17,12 +17,12 @@ from chroma_plugin.errors import ChromaError
 from chroma_plugin.server import bodies, events, page, speech, voice_routes
 from chroma_plugin.server.access import BodyLimit, Refusal, needs, refusal, subprotocols
 from chroma_plugin.server.access_log import AccessLog
-from chroma_plugin.server.connection import TRY_LATER, Connection
+from chroma_plugin.server.connection import BROKEN, TRY_LATER, Connection
 from chroma_plugin.server.logs import about
 from chroma_plugin.server.metrics import CONTENT_TYPE, Metrics
 from chroma_plugin.server.pool import Pool
 from chroma_plugin.server.refusals import tell_refusals
-from chroma_plugin.server.settings import ServerConfig
+from chroma_plugin.server.settings import ANY_MODEL, ServerConfig
 from chroma_plugin.server.smart_turn import TurnJudge, smart_turn
 from chroma_plugin.server.surroundings import Surroundings
 from chroma_plugin.server.tracing import Traces
@@ -157,15 +157,16 @@ def create_app(
         return bodies.Models(data=[bodies.Model(id=config.model)])
 
     @app.get(
-        "/v1/models/{model}",
+        "/v1/models/{model:path}",  # a hub id has a slash
         tags=["models"],
         dependencies=talks,
         responses=REFUSED | {404: {"model": bodies.Error, "description": "There is no such one."}},
     )
     async def model(model: str) -> bodies.Model:
-        """One model."""
-        if model != config.model:
-            raise Refusal(404, "model_not_found", f"There is no model {model[:60]!r}.", "model")
+        """The one model, by its name or as `chroma`, whichever it is."""
+        if model not in (config.model, ANY_MODEL):
+            told = f"There is no model {model[:60]!r}; the one here is {config.model!r}."
+            raise Refusal(404, "model_not_found", told, "model")
         return bodies.Model(id=config.model)
 
     app.include_router(speech.routes(config, pool, voicing, engine, watch, REFUSED))
@@ -184,21 +185,24 @@ def create_app(
         max_reply_s = _seconds(websocket.query_params.get("max_reply_s"))
         if not pool.take():
             watch.refuse(pool.status)
-            told = f"No room for another conversation ({pool.status}); try again later."
+            failed = pool.status == "failed"
+            chroma = {"error": "EngineFailed" if failed else "EngineBusy"}
             error = events.error(
-                "server_overloaded", told, kind="server_error", chroma={"error": "EngineBusy"}
+                pool.refusal_code, pool.refusal, kind="server_error", chroma=chroma
             )
             await websocket.send_json(error)
-            await websocket.close(TRY_LATER)
+            await websocket.close(BROKEN if failed else TRY_LATER)
             return
         try:
             with watch.session(websocket.headers) as session:
                 watched = replace(surroundings, observe=session.observe)
                 connection = Connection(websocket, config, watched, max_reply_s)
                 session.id, session.state = connection.realtime.id, connection.realtime.state
-                with about(session=session.id):
-                    await connection.run()
-                session.ended_by = connection.ended_by
+                try:
+                    with about(session=session.id):
+                        await connection.run()
+                finally:
+                    session.ended_by = connection.ended_by
                 if session.state() == "opening":
                     watch.refuse("engine")
         except ChromaError as error:  # what nobody else took, so that the socket is closed

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 POLICY, TOO_BIG, BROKEN, TRY_LATER, GOING_AWAY = 1008, 1009, 1011, 1013, 1001
 """Close codes of RFC 6455."""
+RESTART = 1012
+"""What uvicorn closes all sockets with when it is told to stop; a client has no use for it."""
+SHUTDOWN = "server_shutdown"
 FAREWELL_S = 5.0
 """So long the last events may take on their way to a client that is hung up."""
 
@@ -74,8 +77,12 @@ class Connection:
             close_code, self.ended_by = ending.close_code, ending.why
             if ending.error is not None:
                 self._send(ending.error)
-        except WebSocketDisconnect:
-            pass
+        except WebSocketDisconnect as gone:
+            if gone.code == RESTART:
+                self.ended_by = SHUTDOWN
+        except asyncio.CancelledError:  # it took longer to end than a server that stops waits
+            self.ended_by = SHUTDOWN
+            raise
         finally:
             self._outgoing.put_nowait(None)
             await asyncio.wait([writer], timeout=FAREWELL_S)
@@ -102,12 +109,14 @@ class Connection:
         waiting = {receive, slow, writer}
         timeout_s = max(min(self._config.idle_s, left_s), 0.0)
         await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if slow.done() or writer.done():
+        if writer.done() and not slow.done():  # the socket is closed: what comes says by whom
+            await asyncio.wait([receive], timeout=FAREWELL_S)
+        if slow.done():
             receive.cancel()
             raise Ending(POLICY, None)  # it does not read; an error would not reach it either
         if not receive.done():
             receive.cancel()
-            raise self._too_late(left_s)
+            raise WebSocketDisconnect(1006) if writer.done() else self._too_late(left_s)
         message = receive.result()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))

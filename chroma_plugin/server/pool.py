@@ -13,6 +13,15 @@ log = logging.getLogger(__name__)
 
 Status = Literal["loading", "failed", "draining", "full", "ready"]
 
+WHY: dict[Status, str] = {
+    "loading": "The model is still being loaded; try again in a moment.",
+    "failed": "The engine did not start, or has died; the server's log says why.",
+    "draining": "The server is shutting down; try again later, or another one.",
+    "full": "No room for another conversation: every place is taken; try again later.",
+    "ready": "",
+}
+"""Why there is no place."""
+
 
 class Pool:
     """The places of one server, and the engine behind them.
@@ -50,6 +59,16 @@ class Pool:
         if self.draining:
             return "draining"
         return "full" if self.used >= self.slots else "ready"
+
+    @property
+    def refusal(self) -> str:
+        """Why nobody is let in, and what to do about it; "" while somebody is."""
+        return WHY[self.status]
+
+    @property
+    def refusal_code(self) -> str:
+        """The protocol's code for that: trying again helps against all but a failed engine."""
+        return "server_error" if self.status == "failed" else "server_overloaded"
 
     @property
     def _dead(self) -> bool:

@@ -31,7 +31,7 @@ from chroma_plugin.errors import ConfigError
 from chroma_plugin.server.access import Refusal
 from chroma_plugin.server.app import create_app
 from chroma_plugin.server.metrics import gpu_bytes
-from chroma_plugin.server.settings import ServerConfig, api_keys
+from chroma_plugin.server.settings import ServerConfig, api_keys, model_name
 from chroma_plugin.server.smart_turn import smart_turn
 from chroma_plugin.server.tracing import Traces
 from chroma_plugin.session import SpeechEngine
@@ -105,13 +105,14 @@ class Arguments(BaseModel):
         Raises:
             ConfigError: a setting is not known or out of range, or a key cannot be used.
         """
+        told = {"model": model_name(self.model)} | self.server
         try:
             return ServerConfig(
                 voices=self.voices,
                 max_sessions=self.places,
                 max_session_s=self.max_call_s,
                 api_keys=api_keys(os.environ.get("CHROMA_API_KEY", "")),
-                **self.server,
+                **told,
             )
         except TypeError as error:
             raise ConfigError(f"server: {error}; see ServerConfig for what there is.") from error

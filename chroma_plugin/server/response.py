@@ -52,6 +52,22 @@ class Plan:
     input_tokens: tuple[int, int] = (0, 0)
 
 
+def ending(reason: EndReason, cancelled_by: CancelReason | None = None) -> dict[str, str]:
+    """How a reply ended in the protocol's words, as its `status_details`.
+
+    Args:
+        reason: the engine's.
+        cancelled_by: what stopped it, or None.
+    """
+    if reason in (EndReason.END_OF_SPEECH, EndReason.REPEATED):
+        return {"type": "completed"}
+    if reason is EndReason.UNFINISHED:
+        return {"type": "incomplete"}  # the protocol has no word for why; `chroma.done` has
+    if reason is EndReason.CANCELLED and cancelled_by != "max_output_tokens":
+        return {"type": "cancelled", "reason": cancelled_by or "client_cancelled"}
+    return {"type": "incomplete", "reason": "max_output_tokens"}
+
+
 @dataclass(slots=True)
 class Outcome:
     """How a reply went, for whoever measures.
@@ -188,19 +204,13 @@ class Response:
     # -- how it ends -------------------------------------------------------------------------
 
     def _end(self, done: TurnDone) -> None:
-        self.outcome.done, cancelled_by = done, self.outcome.cancelled_by
+        self.outcome.done = done
         sounds = self._begun and self.plan.modality == "audio"
         if sounds and (rest := self._encoder.push(b"", last=True)):
             chroma = self._chroma | {"start_ms": done.audio_ms}
             self.send(events.output_audio_delta(self.id, self.item.id, rest, chroma))
-        if done.reason in (EndReason.END_OF_SPEECH, EndReason.REPEATED):
-            self._finish("completed", {"type": "completed"}, done)
-        elif done.reason is EndReason.CANCELLED and cancelled_by != "max_output_tokens":
-            why = cancelled_by or "client_cancelled"
-            self._finish("cancelled", {"type": "cancelled", "reason": why}, done)
-        else:
-            limit = {"type": "incomplete", "reason": "max_output_tokens"}
-            self._finish("incomplete", limit, done)
+        details = ending(done.reason, self.outcome.cancelled_by)
+        self._finish(details["type"], details, done)
 
     def _fail(self, error: ChromaError) -> None:
         log.warning("%s failed: %s", self.id, type(error).__name__)

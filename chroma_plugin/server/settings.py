@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from chroma_plugin.errors import ConfigError
 Scope = Literal["talk", "voices"]
 SCOPES: tuple[Scope, ...] = ("talk", "voices")
 MIN_KEY_CHARS = 16
+ANY_MODEL = "chroma"
+"""The model of a server, whichever it is: clients need not know its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class ServerConfig:
     Attributes:
         host: where it listens; anything but loopback needs an API key.
         port: the port.
-        model: the name that it tells clients.
+        model: the name that it tells clients; see `model_name`.
         api_keys: who may come in; none means everyone, on loopback only.
         origins: pages that may talk to it from a browser, as `https://host[:port]`; pages of the
             server itself and of loopback may where it listens on loopback.
@@ -73,7 +76,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    model: str = "chroma"
+    model: str = ANY_MODEL
     api_keys: tuple[ApiKey, ...] = ()
     origins: tuple[str, ...] = ()
     voices: Path | None = None
@@ -150,6 +153,13 @@ class ServerConfig:
         if is_loopback(self.host) and is_loopback(host_name(place)):
             return True
         return bool(self.api_keys) and place == host
+
+
+def model_name(model: str) -> str:
+    """What clients are told of a checkpoint: the name of its folder, without the way there; or the
+    hub id, or the name of the packaged one, as they are."""
+    folder = Path(os.path.expanduser(model))
+    return folder.resolve().name or ANY_MODEL if folder.is_dir() else model
 
 
 def host_name(place: str) -> str:

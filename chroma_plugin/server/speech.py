@@ -9,6 +9,7 @@ import json
 import logging
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import soundfile
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from chroma_plugin.audio import OUTPUT_RATE_HZ, pcm_to_float
 from chroma_plugin.errors import ChromaError, ConfigError, EngineBusy
-from chroma_plugin.reply import AudioChunk, ReplyEvent, TurnDone
+from chroma_plugin.reply import AudioChunk, EndReason, ReplyEvent, TurnDone
 from chroma_plugin.server import bodies
 from chroma_plugin.server.access import Refusal, needs
 from chroma_plugin.server.pool import Pool
@@ -58,7 +59,8 @@ def routes(
     answers: dict[int | str, dict[str, Any]] = refused | {
         200: {"description": "The speech, as it is made.", "content": sounds},
         404: {"model": bodies.Error, "description": "There is no such voice."},
-        503: {"model": bodies.Error, "description": "No room; try again later."},
+        500: {"model": bodies.Error, "description": "The engine failed; says how."},
+        503: {"model": bodies.Error, "description": "No room, or no model yet; try again later."},
     }
 
     @router.post("/v1/audio/speech", response_class=Response, responses=answers)
@@ -70,7 +72,8 @@ def routes(
             status = 404 if error.code == "voice_not_found" else 400
             raise Refusal(status, error.code, error.message, error.param) from error
         if not pool.take():
-            raise Refusal(503, "server_overloaded", f"No room for speech ({pool.status}).")
+            status = 500 if pool.status == "failed" else 503
+            raise Refusal(status, pool.refusal_code, pool.refusal)
         session: Session | None = None
         watched = watch.speech(asked.headers)
         try:
@@ -85,10 +88,10 @@ def routes(
             if isinstance(error, ChromaError):
                 raise _refusal(error) from error
             raise
-        used = {"input_tokens": -(-len(request.input) // CHARS_PER_TOKEN), "output_tokens": 0}
-        body = _spoken(stream, first, Tape(request.response_format), used)
+        body = _spoken(stream, first, Tape(request.response_format))
         if request.stream_format == "sse":
-            return _Speech(_as_events(body, used), session, pool, watched, EVENTS, config.idle_s)
+            body = _as_events(body, -(-len(request.input) // CHARS_PER_TOKEN), watched)
+            return _Speech(body, session, pool, watched, EVENTS, config.idle_s)
         media_type = MEDIA_TYPES[request.response_format]
         return _Speech(body, session, pool, watched, media_type, config.idle_s)
 
@@ -107,23 +110,26 @@ async def _spoken(
     stream: AsyncIterator[ReplyEvent],
     first: AudioChunk | None,
     tape: Tape,
-    used: dict[str, int],
 ) -> AsyncIterator[bytes]:
     yield tape.push(first.pcm if first is not None else b"")
     async for event in stream:
         if isinstance(event, AudioChunk):
             yield tape.push(event.pcm)
-        elif isinstance(event, TurnDone):
-            used["output_tokens"] = event.tokens + event.frames
     yield tape.close()
 
 
-async def _as_events(body: AsyncIterator[bytes], used: dict[str, int]) -> AsyncIterator[bytes]:
-    """The same sound as server-sent events, in the protocol's words."""
+async def _as_events(
+    body: AsyncIterator[bytes], input_tokens: int, watched: WatchedSpeech
+) -> AsyncIterator[bytes]:
+    """The same sound as server-sent events, in the protocol's words; `chroma` has the rest."""
     async for piece in body:
         if piece:
             yield _event("speech.audio.delta", audio=base64.b64encode(piece).decode())
-    yield _event("speech.audio.done", usage=used | {"total_tokens": sum(used.values())})
+    done = watched.done or TurnDone(EndReason.CANCELLED)
+    made = done.tokens + done.frames
+    used = {"input_tokens": input_tokens, "output_tokens": made}
+    used["total_tokens"] = input_tokens + made
+    yield _event("speech.audio.done", usage=used, chroma={"done": asdict(done)})
 
 
 def _event(kind: str, **fields: Any) -> bytes:
@@ -251,8 +257,9 @@ class _Sink(io.RawIOBase):
 
 
 def _wav_header() -> bytes:
-    """Of a WAV file whose length nobody knows yet."""
+    """Of a WAV file whose length nobody knows yet: both sizes are the largest number, as in
+    OpenAI's streams and FFmpeg's, which readers take for that."""
     unknown = 0xFFFFFFFF
     head = struct.pack("<4sI4s", b"RIFF", unknown, b"WAVE")
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, OUTPUT_RATE_HZ, 2 * OUTPUT_RATE_HZ, 2, 16)
-    return head + form + struct.pack("<4sI", b"data", unknown - 36)
+    return head + form + struct.pack("<4sI", b"data", unknown)

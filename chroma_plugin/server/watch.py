@@ -12,7 +12,7 @@ from chroma_plugin.reply import AudioChunk, ReplyEvent, ReplyStream, TurnDone
 from chroma_plugin.server.events import new_id
 from chroma_plugin.server.logs import about, tell
 from chroma_plugin.server.metrics import Metrics
-from chroma_plugin.server.response import Outcome
+from chroma_plugin.server.response import Outcome, ending
 from chroma_plugin.server.timeline import Timeline, now_s
 from chroma_plugin.server.tracing import Traces
 
@@ -80,6 +80,11 @@ class WatchedSpeech:
         self._outcome = Outcome(new_id("speech"), Timeline(), status="abandoned")
         self._outcome.timeline.mark("asked")
 
+    @property
+    def done(self) -> TurnDone | None:
+        """The engine's account of it, once it has been followed to its end."""
+        return self._outcome.done
+
     async def follow(self, stream: ReplyStream) -> AsyncIterator[ReplyEvent]:
         """The events of a reply, each noted on its way."""
         outcome = self._outcome
@@ -89,7 +94,7 @@ class WatchedSpeech:
                     outcome.timeline.mark("engine_audio")
                     outcome.timeline.mark("first_audio")
                 elif isinstance(event, TurnDone):
-                    outcome.status, outcome.done = "completed", event
+                    outcome.status, outcome.done = ending(event.reason)["type"], event
                 yield event
         except ChromaError as error:
             outcome.status, outcome.error = "failed", error
@@ -160,6 +165,7 @@ class Watch:
                 "reply",
                 logging.INFO if error is None else logging.WARNING,
                 status=outcome.status,
+                reason=done.reason.value if done and outcome.status == "incomplete" else None,
                 cancelled_by=outcome.cancelled_by,
                 error=None if error is None else type(error).__name__,
                 **{

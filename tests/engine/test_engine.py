@@ -21,7 +21,7 @@ from chroma_plugin.engine.call import Call
 from chroma_plugin.engine.engine import Engine
 from chroma_plugin.engine.frames import StepTimes
 from chroma_plugin.engine.graphs import DeviceMode
-from chroma_plugin.engine.parts import Parts, load_parts
+from chroma_plugin.engine.parts import Parts, find_device, load_parts
 from chroma_plugin.engine.runner import Runner
 from chroma_plugin.engine.worker import Worker
 from chroma_plugin.errors import (
@@ -412,6 +412,39 @@ async def test_speech_that_ends_at_once_is_an_empty_reply(monkeypatch: pytest.Mo
         await session.aclose()
 
 
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(
+    ("text", "last", "reason"),
+    [
+        ("one two three four five six", [0] * 8, EndReason.UNFINISHED),
+        ("one two three four five six", [7] * 8, EndReason.UNFINISHED),
+        ("a", [0] * 8, EndReason.END_OF_SPEECH),
+        ("a", [7] * 8, EndReason.REPEATED),
+    ],
+)
+async def test_a_model_that_stops_in_a_text_is_told_from_one_that_has_said_it(
+    text: str, last: list[int], reason: EndReason, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new_engine(repeat_stop_frames=2) as engine:
+        runner = worker_of(engine).runner
+        frames = [[5] * 8, [6] * 8, [5] * 8, [6] * 8]  # a text token comes with every second one
+
+        def pick_frame(batch: int, waiting: int) -> torch.Tensor:
+            codes = torch.tensor([frames.pop() if frames else last] * batch)
+            runner.rows.undecoded[:batch, :, waiting] = codes
+            return codes
+
+        monkeypatch.setattr(runner, "pick_frame", pick_frame)
+        session = await engine.open_session(max_reply_s=60.0)
+        reply = await read(session.say(text))
+        done, unread = reply.done, reason is EndReason.UNFINISHED
+        assert done.reason is reason
+        assert done.whole is (reason is EndReason.END_OF_SPEECH)
+        assert text.startswith(done.text.strip()) and (done.text.strip() != text) is unread
+        if done.text:
+            assert session.history[-1].text == done.text
+
+
 async def test_the_oldest_turns_are_forgotten_when_the_thinker_is_full() -> None:
     async with new_engine(thinker_positions=256) as engine:
         session = await engine.open_session(max_reply_s=SHORT_S, instructions="Be brief.")
@@ -659,6 +692,19 @@ async def test_start_can_be_called_twice_and_fails_clearly(tmp_path: Path) -> No
 async def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="doctor"):
         await Engine(EngineConfig(device="cuda")).start()
+
+
+def test_a_device_is_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (find_device("auto"), find_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(ConfigError, match=r"'cuda:0'.*no CUDA device.*cpu or auto.*doctor"):
+        find_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [find_device(d) for d in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    for wrong in ("cuda:2", "cuda:", "cuda:-1", "cuda:one"):
+        with pytest.raises(ConfigError, match="devices 0 to 1 only"):
+            find_device(wrong)
 
 
 @pytest.mark.usefixtures("either_way")

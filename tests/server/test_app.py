@@ -15,11 +15,13 @@ import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from chroma_plugin.conversation import ReplyRequest
 from chroma_plugin.errors import CheckpointError, EngineBusy
+from chroma_plugin.reply import AudioChunk, EndReason, Sink, TextDelta, TurnDone
 from chroma_plugin.server.access import MAX_FORMS
 from chroma_plugin.server.settings import ApiKey, ServerConfig
 from chroma_plugin.voice import Voice
-from tests.fakes import FakeEngine
+from tests.fakes import FakeConversation, FakeEngine
 from tests.server.client import WAIT_S, check
 from tests.server.serving import http, serving
 
@@ -293,10 +295,15 @@ async def test_few_uploads_are_on_their_way_at_once(tmp_path: Path) -> None:
 
 
 async def test_models_are_listed() -> None:
-    async with http(config=ServerConfig(model="mine")) as requests:
-        assert [m["id"] for m in (await requests.get("/v1/models")).json()["data"]] == ["mine"]
-        assert (await requests.get("/v1/models/mine")).json()["object"] == "model"
-        assert (await requests.get("/v1/models/other")).status_code == 404
+    for name in ("mine", "Some/Hub-Id"):
+        async with http(config=ServerConfig(model=name)) as requests:
+            (listed,) = (await requests.get("/v1/models")).json()["data"]
+            assert (listed["id"], listed["object"]) == (name, "model")
+            for asked in (name, "chroma", name.replace("/", "%2F")):
+                assert (await requests.get(f"/v1/models/{asked}")).json() == listed
+            missing = await requests.get("/v1/models/other")
+            assert missing.status_code == 404
+            assert repr(name) in missing.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("error", [CheckpointError("no such folder"), RuntimeError("no memory")])
@@ -352,6 +359,7 @@ async def test_a_text_is_spoken_in_every_format(form: str) -> None:
         return
     if form == "wav":
         assert sound[:4] == b"RIFF" and sound[44:] == b"\x10\x20" * 1920 * 12
+        assert sound[4:8] == sound[40:44] == b"\xff" * 4  # of a length that nobody knows yet
     seconds, loudest = decoded(sound)
     assert seconds == pytest.approx(0.96, abs=0.12)
     assert loudest > 0.1
@@ -399,6 +407,65 @@ async def test_speech_without_room_is_told_by_its_status() -> None:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert (await requests.get("/v1/pool")).json()["used"] == 0
+
+
+@pytest.mark.parametrize("error", [None, CheckpointError("no such folder")])
+async def test_speech_without_an_engine_is_told_why(error: Exception | None) -> None:
+    """What trying again helps against is told apart from what it does not."""
+    engine, enough = FakeEngine(), asyncio.Event()
+
+    async def start() -> None:
+        if error is not None:
+            raise error
+        await enough.wait()
+
+    engine.start = start  # type: ignore[method-assign]
+    async with http(engine) as requests:
+        await asyncio.sleep(0)
+        answer = await requests.post("/v1/audio/speech", json={"input": "Hello"})
+        told = answer.json()["error"]
+        if error is None:
+            assert (answer.status_code, told["code"]) == (503, "server_overloaded")
+            assert "being loaded" in told["message"]
+        else:
+            assert (answer.status_code, told["code"]) == (500, "server_error")
+            assert "log says why" in told["message"] and "retry-after" not in answer.headers
+        assert "room" not in told["message"].lower()
+
+
+async def test_a_call_of_a_server_whose_engine_failed_is_told_so() -> None:
+    engine = FakeEngine()
+
+    async def fails() -> None:
+        raise CheckpointError("no such folder")
+
+    engine.start = fails  # type: ignore[method-assign]
+    async with serving(engine) as place, connect(f"ws://{place}/v1/realtime") as socket:
+        error = (await until(socket, "error"))["error"]
+        assert error["code"] == "server_error" and "log says why" in error["message"]
+        assert await closed(socket) == 1011
+
+
+async def test_speech_that_stops_in_mid_text_is_told_in_its_last_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeConversation, "start_reply", stops_in_mid_text)
+    wanted = {"input": "one two", "response_format": "pcm", "stream_format": "sse"}
+    async with http() as requests:
+        answer = await requests.post("/v1/audio/speech", json=wanted)
+        *_, last = [line for line in answer.text.splitlines() if line]
+        page = (await requests.get("/metrics")).text
+    done = json.loads(last.removeprefix("data: "))
+    assert done["type"] == "speech.audio.done"
+    assert done["chroma"]["done"]["reason"] == "unfinished"
+    assert done["chroma"]["done"]["text"] == "one"
+    assert 'chroma_responses_total{status="incomplete"} 1.0' in page
+
+
+def stops_in_mid_text(self: FakeConversation, request: ReplyRequest, sink: Sink) -> None:
+    sink(TextDelta("one", 0.0))
+    sink(AudioChunk(b"\x10\x20" * 1920, 0.0))
+    sink(TurnDone(EndReason.UNFINISHED, "one", 80.0, 1, 1))
 
 
 # -- voices ----------------------------------------------------------------------------------

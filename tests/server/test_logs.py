@@ -20,7 +20,7 @@ from tests.fakes import FakeConversation, FakeEngine
 from tests.kept_logging import kept_logging
 from tests.server.scripted import SECRET
 from tests.server.serving import http, serving
-from tests.server.test_app import send, until
+from tests.server.test_app import send, stops_in_mid_text, until
 
 log = logging.getLogger("chroma_plugin.server.tests")
 
@@ -196,6 +196,21 @@ async def test_all_lines_of_a_reply_have_its_ids(
     assert all(line["session"] == session for line in about)
     assert [line.get("error") for line in about] == [None, "EngineBusy"]
     assert SECRET not in lines.getvalue()
+
+
+async def test_why_a_reply_is_incomplete_is_told(
+    lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only word of it to who asked for plain sound of a text."""
+    logs.set_up("json", "info", lines)
+    async with http() as requests:
+        for stops in (False, True):
+            if stops:
+                monkeypatch.setattr(FakeConversation, "start_reply", stops_in_mid_text)
+            await requests.post("/v1/audio/speech", json={"input": "one two"})
+    told = [line for line in read(lines) if line["message"] == "reply"]
+    ends = [(line["status"], line.get("reason")) for line in told]
+    assert ends == [("completed", None), ("incomplete", "unfinished")]
 
 
 async def test_a_session_that_finds_no_room_is_a_warning(lines: io.StringIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from itertools import combinations
@@ -9,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket, WebSocketState
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from chroma_plugin.errors import EngineBusy
 from chroma_plugin.server import events
 from chroma_plugin.server.app import create_app
-from chroma_plugin.server.connection import Ending
+from chroma_plugin.server.connection import Connection, Ending
 from chroma_plugin.server.metrics import Metrics
 from chroma_plugin.server.pool import Pool
 from chroma_plugin.server.settings import ApiKey, ServerConfig
+from chroma_plugin.server.surroundings import Surroundings
+from chroma_plugin.server.voicing import Voicing
 from tests.fakes import FakeEngine
-from tests.server.client import connected
+from tests.server.client import WAIT_S, Loudness, connected
 from tests.server.scripted import Page, ScriptedEngine
 from tests.server.serving import http, listening, serving
 from tests.server.test_app import send, until
@@ -200,6 +204,60 @@ async def test_who_ends_a_session_is_told() -> None:
             while (found := await figures(place))[1]["used"]:
                 pass
             assert found[0]("chroma_session_seconds_count", ended_by=code) == 1
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_a_server_that_stops_says_that_it_ended_its_sessions(
+    speaks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "chroma_plugin.server.watch")
+    async with serving(FakeEngine(frames=100_000, frame_s=0.001)) as place:
+        url = f"ws://{place}/v1/realtime"
+        async with connect(url) as gone:
+            await until(gone, "session.created")
+        socket = await connect(url)
+        await until(socket, "session.created")
+        if speaks:
+            await send(socket, "response.create")
+            await until(socket, "response.output_audio.delta")
+    await socket.close()
+
+    def ended() -> list[str]:
+        told = (r for r in caplog.records if r.message == "session ended")
+        return sorted(r.fields["by"] for r in told)  # type: ignore[attr-defined]
+
+    async with asyncio.timeout(WAIT_S):
+        while len(ended()) < 2:
+            await asyncio.sleep(0)
+    assert ended() == ["client", "server_shutdown"]
+
+
+async def test_a_connection_that_the_server_cannot_wait_for_was_ended_by_it() -> None:
+    waits = asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        if socket.client_state is WebSocketState.CONNECTING:
+            return {"type": "websocket.connect"}
+        waits.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        pass
+
+    socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
+    engine = FakeEngine()
+    await engine.start()
+    await socket.accept()
+    connection = Connection(
+        socket, ServerConfig(), Surroundings(engine, "chroma", Voicing(), Loudness)
+    )
+    task = asyncio.create_task(connection.run())
+    await waits.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert connection.ended_by == "server_shutdown"
 
 
 def test_who_does_not_read_is_called_a_slow_reader() -> None:

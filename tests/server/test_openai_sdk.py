@@ -66,6 +66,7 @@ async def test_speech_comes_as_events(client: AsyncOpenAI) -> None:
     usage = done["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert (usage["input_tokens"], usage["output_tokens"]) == (3, 6 + 2)
+    assert done["chroma"]["done"]["reason"] == "end_of_speech"
 
 
 async def test_a_voice_by_the_sdk_from_consent_to_deletion(client: AsyncOpenAI) -> None:

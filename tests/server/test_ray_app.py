@@ -138,6 +138,7 @@ def test_the_limits_of_a_replica_are_those_of_its_arguments(
     monkeypatch.setenv("CHROMA_API_KEY", f"{'k' * 20}:talk")
     args = Arguments(calls=3, max_call_s=60, voices=tmp_path, server={"idle_s": 5.0})
     config = args.server_config()
+    assert config.model == "chroma-tiny"
     assert (config.max_sessions, config.max_session_s, config.idle_s) == (3, 60, 5.0)
     assert config.voices == tmp_path
     assert config.admits("k" * 20, "talk") and not config.admits("k" * 20, "voices")

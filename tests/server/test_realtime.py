@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chroma_plugin.errors import EngineBusy, EngineFailed
+from chroma_plugin.reply import EndReason, TurnDone
 from chroma_plugin.server.realtime import HANDLERS
 from tests.fakes import FakeEngine
 from tests.server.client import Client, calls, connected
@@ -365,6 +366,18 @@ async def test_what_is_to_be_said_word_for_word() -> None:
         await ask(client, chroma={"say": "Good morning", "turn": 7})
         assert client.of("response.output_audio_transcript.done")[0]["transcript"] == "Good morning"
         assert client.of("response.done")[0]["chroma"]["turn"] == 7
+
+
+async def test_a_text_that_the_model_stopped_in_is_incomplete() -> None:
+    """The protocol has no reason for it; the engine's own is beside it."""
+    engine = FakeEngine()
+    async with connected(engine) as client:
+        stops: Any = lambda request, sink: sink(TurnDone(EndReason.UNFINISHED))  # noqa: E731
+        engine.conversations[0].start_reply = stops
+        done = await ask(client, chroma={"say": "Good morning"})
+        assert done["response"]["status"] == "incomplete"
+        assert done["response"]["status_details"] == {"type": "incomplete"}
+        assert done["chroma"]["done"]["reason"] == "unfinished"
 
 
 # -- the conversation ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from chroma_plugin.addresses import is_loopback
 from chroma_plugin.errors import ConfigError
 from chroma_plugin.server.limits import Bucket
-from chroma_plugin.server.settings import ApiKey, ServerConfig, host_name
+from chroma_plugin.server.settings import ApiKey, ServerConfig, host_name, model_name
 
 KEY = "k" * 32
 
@@ -19,6 +20,19 @@ def test_beyond_loopback_a_key_is_needed(host: str) -> None:
     with pytest.raises(ConfigError, match="api_keys"):
         ServerConfig(host=host)
     assert ServerConfig(host=host, api_keys=(ApiKey(KEY),)).host == host
+
+
+def test_a_model_is_called_by_its_folder_or_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (str(tmp_path / "mine"), f"{tmp_path}/mine/", ".", "~/mine"):
+        assert model_name(folder) == "mine"
+    for name in ("chroma-tiny", "FlashLabs/Chroma-4B", "~nobody/there"):
+        assert model_name(name) == name
+    assert model_name("/") == ServerConfig().model == "chroma"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "LOCALHOST"])
