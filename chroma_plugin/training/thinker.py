@@ -9,7 +9,6 @@ The released thinker is never trained here: it stays frozen.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,9 +97,6 @@ class ThinkerPlan:
 
     Attributes:
         turns: spoken questions in a batch of conversations.
-        composed: share of the conversations that are put together anew: a text of `texts`, each
-            question of it by any clip that says it. What follows from what is learnt by the number
-            of conversations, also of spoken ones, and there are more of them than were ever spoken.
         typed: typed questions beside them. They cost little, and the stack learns from them what
             follows from what, by text alone.
         clips: in a batch of clips to be written down; the two kinds of batches alternate.
@@ -114,7 +110,6 @@ class ThinkerPlan:
     """
 
     turns: int = 24
-    composed: float = 0.6
     typed: int = 24
     clips: int = 28
     write_down: float = 0.25
@@ -125,8 +120,6 @@ class ThinkerPlan:
     evaluated: int = 150
 
     def __post_init__(self) -> None:
-        if not 0 <= self.composed <= 1:
-            raise ConfigError(f"ThinkerPlan.composed is {self.composed}; it is a share, 0 to 1.")
         if self.turns < max(TURNS):
             raise ConfigError(
                 f"ThinkerPlan.turns is {self.turns}; it must be {max(TURNS)} or more."
@@ -143,8 +136,9 @@ class ThinkerTask:
         held_out: voices and phrasings that it never learns from.
         plan: the make-up of a step.
         seed: of the batches.
-        texts: draws at most so many questions with their answers, ever new ones, to be typed, or
-            put together of clips. None: the conversations of the bank are all there are.
+        texts: draws at most so many typed questions with their answers, ever new ones: text costs
+            nothing, and what follows from what is learnt by the number of conversations. None:
+            the questions of the bank are typed.
     """
 
     def __init__(
@@ -164,12 +158,10 @@ class ThinkerTask:
         self.plan = plan or ThinkerPlan()
         self._prompt, self._bank, self._held_out, self._seed = prompt, bank, held_out, seed
         self._texts = texts or (lambda rng, turns: _words(self._talk(rng, turns, 0.0)))
-        self._composed = self.plan.composed if texts else 0.0
         self._questions = [
             [turn.question for talk in talks for turn in talk]
             for talks in (bank.dialogues, bank.noisy)
         ]
-        self._saying = [_by_text(clips) for clips in self._questions]
 
     def groups(self) -> list[dict[str, Any]]:
         return decayed(self.module)
@@ -257,26 +249,15 @@ class ThinkerTask:
             )
         turns *= 2  # a typed question takes half the positions of a spoken one
         for _ in range(self.plan.typed // turns):
-            lessons.append(typed(self._prompt, _system(rng), self._drawn(rng, turns)))
+            words: list[tuple[str, str]] = []
+            while len(words) < turns:
+                words += self._texts(rng, turns - len(words))
+            lessons.append(typed(self._prompt, _system(rng), words[:turns]))
         return lessons
 
-    def _drawn(self, rng: np.random.Generator, turns: int) -> list[tuple[str, str]]:
-        """A text of so many questions."""
-        words: list[tuple[str, str]] = []
-        while len(words) < turns:
-            words += self._texts(rng, turns - len(words))
-        return words[:turns]
-
     def _talk(self, rng: np.random.Generator, turns: int, noisy: float) -> list[Asked]:
-        """A text spoken by clips, as far as there are any; then one dialogue after another: each
-        begins with an opener."""
+        """One dialogue after another: each begins with an opener."""
         talk: list[Asked] = []
-        if self._composed and rng.random() < self._composed:
-            saying = self._saying[bool(rng.random() < noisy)]
-            for question, answer in self._drawn(rng, turns):
-                if not (clips := saying.get(question)):
-                    break
-                talk.append(Asked(clips[int(rng.integers(len(clips)))], answer))
         while len(talk) < turns:
             talks = self._bank.noisy if rng.random() < noisy else self._bank.dialogues
             talk += talks[rng.integers(len(talks))]
@@ -298,13 +279,6 @@ class ThinkerTask:
         first = int(rng.integers(LENGTHS)) * count
         token = self._own.audio_token
         return [writing_down(self._prompt, token, clip) for clip in many[first : first + count]]
-
-
-def _by_text(clips: Sequence[Heard]) -> dict[str, list[Heard]]:
-    found: dict[str, list[Heard]] = defaultdict(list)
-    for clip in clips:
-        found[clip.text].append(clip)
-    return dict(found)
 
 
 def _words(talk: Sequence[Asked]) -> list[tuple[str, str]]:

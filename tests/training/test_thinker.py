@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from chroma_plugin.training.ear import Ear
 from chroma_plugin.training.lessons import IGNORED, Asked, Heard, collate, energies, writing_down
 from chroma_plugin.training.loop import LoopPlan, Progress, train
 from chroma_plugin.training.replies import saying
-from chroma_plugin.training.thinker import Texts, ThinkerModule, ThinkerPlan, ThinkerTask
+from chroma_plugin.training.thinker import ThinkerModule, ThinkerPlan, ThinkerTask
 from tests.miniature import MINIATURE
 
 
@@ -104,35 +103,6 @@ def test_typed_questions_may_be_ever_new_ones(
     assert torch.equal(learning.batch(1).ids, spelt[0])
 
 
-def test_conversations_are_put_together_of_clips_that_say_their_texts(
-    model: ChromaModel, prompt: ChatPrompt, bank: Bank
-) -> None:
-    def texts(rng: np.random.Generator, turns: int) -> list[tuple[str, str]]:
-        said = [("high", "Up."), ("low", "Down."), ("never spoken", "What?")]
-        return [said[rng.choice(3, p=(0.45, 0.45, 0.1))] for _ in range(turns)]
-
-    answers = ("Up.", "Down.", "What?", "One.", "Two.", "Three.")
-
-    def told(composed: float, drawn: Texts | None = texts) -> Counter[str]:
-        module = ThinkerModule(model.thinker, model.config.audio_token)
-        plan = ThinkerPlan(turns=12, clips=6, write_down=0.0, typed=0, composed=composed)
-        learning = ThinkerTask(module, prompt, bank, bank, plan, texts=drawn)
-        found: Counter[str] = Counter()
-        for number in range(1, 30, 2):
-            batch = learning.batch(number)
-            for row in batch.next_ids:
-                said = prompt.decode(row[row != IGNORED].tolist())
-                found.update({word: n for word in answers if (n := said.count(word))})
-            assert batch.clip_positions.numel() == 12  # one clip for each turn, whatever is missing
-        return found
-
-    both = told(1.0)
-    assert both["Up."] > 20 and both["Down."] > 20
-    assert not both["What?"]  # no clip says it: a dialogue of the bank takes its place
-    assert both["One."] + both["Two."] + both["Three."] > 5
-    assert set(told(0.0)) == set(told(1.0, None)) == {"One.", "Two.", "Three."}
-
-
 def test_losses_say_what_they_are_of(model: ChromaModel, prompt: ChatPrompt, bank: Bank) -> None:
     learning = task(model, prompt, bank)
     batch = learning.batch(1)
@@ -181,8 +151,6 @@ def test_what_cannot_be_learnt_from_is_refused(
         task(model, prompt, Bank((), (), bank.sayings))
     with pytest.raises(ConfigError, match=r"turns is 4; it must be 10"):
         ThinkerPlan(turns=4)
-    with pytest.raises(ConfigError, match=r"composed is 1\.5; it is a share"):
-        ThinkerPlan(composed=1.5)
 
 
 def test_noise_comes_after_the_calm(model: ChromaModel, prompt: ChatPrompt, bank: Bank) -> None:
