@@ -45,6 +45,8 @@ def train(
     recipe = changed(read_recipe(config or PACKAGED_RECIPE, profile), folder, stage)
     from chroma_plugin.training.stages import train_recipe
 
+    if not recipe.base:
+        _calm_the_cpu()
     result = train_recipe(recipe, out.print)
     if as_json:
         line = {
@@ -61,3 +63,12 @@ def train(
             f"{result.folder} is there, but it misses the bar in the recipe's [export]: "
             f"{'; '.join(result.missed)}. Give its stages more minutes, or lower the bar."
         )
+
+
+def _calm_the_cpu() -> None:
+    """For small models: threads of one small layer wait for each other longer than they compute,
+    and the numbers of a codec that begins to learn are too small for fast arithmetic."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
